@@ -1,0 +1,152 @@
+"""Organs: the only place that converts between organ name, label id and network channel.
+
+Three numberings exist and must not be mixed:
+    name      "liver": what checkpoints, records and every file of ours speak
+    label id  the integer in a label map; differs from release to release (configs/organs/*.yaml)
+    channel   the index of the organ in a network's output: its position in the Organs list
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from atlas_ray.exceptions import ConfigError, LabelError
+from atlas_ray.schema import Schema
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+LabelMap = npt.NDArray[np.uint8]  # [X, Y, Z], values are label ids, 0 is background
+
+
+class Organ(Schema):
+    """One entry of an organ set.
+
+    Args:
+        name: the organ's name everywhere in the project.
+        label_id: its integer in label maps of this set, 1..255.
+        color: "#rrggbb" in the app and in plots.
+        tubular: a vessel or tube; never a partner in the overlap criterion (the authors' ORGAN_NAME_OVERLAP
+            lists no vessel: paper-algorithm a.4).
+        may_touch: organs whose masks may share voxels with this one.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    label_id: int = Field(ge=1, le=255)
+    color: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
+    tubular: bool = False
+    may_touch: tuple[str, ...] = ()
+
+
+class Organs(Schema):
+    """An ordered organ set; the order is the channel order of the networks trained on it."""
+
+    name: str
+    version: str = "1"
+    source: str = ""
+    organs: tuple[Organ, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique(self) -> "Organs":
+        for what in ("name", "label_id"):
+            values = [getattr(organ, what) for organ in self.organs]
+            twice = sorted({v for v in values if values.count(v) > 1})
+            if twice:
+                raise ValueError(f"{what} {twice} given to more than one organ")
+        return self
+
+    def __iter__(self) -> Iterator[Organ]:  # type: ignore[override]
+        return iter(self.organs)
+
+    def __len__(self) -> int:
+        return len(self.organs)
+
+    def __getitem__(self, name: str) -> Organ:
+        """The organ of that name. Raises LabelError naming the organs that exist."""
+        return self.organs[self.channel(name)]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(organ.name for organ in self.organs)
+
+    @cached_property
+    def label_ids(self) -> tuple[int, ...]:
+        """Label ids in channel order."""
+        return tuple(organ.label_id for organ in self.organs)
+
+    @cached_property
+    def overlap_partners(self) -> tuple[tuple[int, ...], ...]:
+        """For each channel, the channels that must not claim a voxel it claims."""
+        return tuple(
+            tuple(
+                c
+                for c, other in enumerate(self)
+                if other.name != organ.name and not other.tubular and other.name not in organ.may_touch
+            )
+            for organ in self
+        )
+
+    def channel(self, name: str) -> int:
+        """Position of an organ in the network's output. Raises LabelError for an unknown name."""
+        if name not in self.names:
+            raise LabelError(f"organ {name!r} is not in organ set {self.name!r}; it has {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def label_id(self, name: str) -> int:
+        return self[name].label_id
+
+    def mask(self, labels: LabelMap, name: str) -> npt.NDArray[np.bool_]:
+        """Voxels of one organ, [X, Y, Z]."""
+        return np.equal(labels, self.label_id(name))
+
+    def present(self, labels: LabelMap) -> tuple[str, ...]:
+        """Names of the organs with at least one voxel, in channel order."""
+        counts = np.bincount(labels.ravel(), minlength=256)
+        return tuple(organ.name for organ in self if counts[organ.label_id])
+
+    def channels(self, labels: LabelMap) -> npt.NDArray[np.bool_]:
+        """Label map [X, Y, Z] -> one mask per channel [K, X, Y, Z]."""
+        return np.stack([labels == label_id for label_id in self.label_ids])
+
+    def convert(self, labels: npt.NDArray[np.integer], *, to: "Organs", ids: dict[int, str] | None = None) -> LabelMap:
+        """Renumber a label map of this set into another set, by organ name; organs `to` lacks become background.
+
+        Args:
+            labels: [X, Y, Z] integers.
+            to: the set whose label ids the result holds.
+            ids: label id -> organ name of the file, where it is not this set's own numbering; "" drops an id.
+
+        Raises:
+            LabelError: the map holds an id that has no organ.
+        """
+        known = ids if ids is not None else {organ.label_id: organ.name for organ in self}
+        found = {int(v) for v in np.unique(labels)} - {0}
+        if unknown := sorted(found - set(known)):
+            raise LabelError(f"label ids {unknown} have no organ; {self.name} knows {sorted(known)}")
+        if not found:
+            return np.zeros(labels.shape, np.uint8)
+        table = np.zeros(max(found) + 1, np.uint8)
+        for value in found:
+            table[value] = to.label_id(known[value]) if known[value] in to.names else 0
+        return np.take(table, labels)
+
+
+def load_organs(name_or_path: str | Path) -> Organs:
+    """Read an organ set: the name of a file in configs/organs, or a path to a YAML file.
+
+    Raises:
+        ConfigError: no such file, or a file that is not an organ set.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIGS / "organs" / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in (CONFIGS / "organs").glob("*.yaml")))
+        raise ConfigError(f"organ set {str(name_or_path)!r} not found at {path}; a path to a YAML file or one of: {known}")
+    try:
+        return Organs.model_validate(yaml.safe_load(path.read_text()))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not an organ set: {error}") from error

@@ -1,0 +1,156 @@
+"""What the steps hand to each other on disk: small frozen records, no arrays."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from atlas_ray.schema import Fraction, IntTriple, Schema, Triple
+
+Split = Literal["train", "pool", "holdout"]
+LabelSource = Literal["original", "revised", "pseudo"]
+
+
+class Case(Schema):
+    """One CT study and all that is known about it before a network has seen it.
+
+    Args:
+        case_id: unique in the campaign, safe as a folder name.
+        image: absolute path of the NIfTI file or DICOM folder, where it lies; never copied.
+        series_uid: the DICOM series meant, where `image` is a folder.
+        sha256: of the image file (of the sorted slices' bytes for DICOM).
+        shape, spacing, orientation: of the image's own grid; spacing in mm, array-axis order.
+        source, license: the dataset it came from.
+        split: "train" has labels, "pool" waits for pseudo-labels, "holdout" is never queried and never trained on.
+        labeled_organs: organs this case has ground truth for; for any other organ nothing is known.
+        truth: path of a reference label map only the oracle annotator and the evaluation may open; None outside simulation.
+    """
+
+    case_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    image: str
+    series_uid: str | None = None
+    sha256: str
+    shape: IntTriple
+    spacing: Triple
+    orientation: str
+    source: str
+    license: str
+    split: Split
+    labeled_organs: tuple[str, ...] = ()
+    truth: str | None = None
+
+    @property
+    def voxel_volume_mm3(self) -> float:
+        return self.spacing[0] * self.spacing[1] * self.spacing[2]
+
+
+class Quarantined(Schema):
+    """A case that was set aside, by which step and why."""
+
+    case_id: str
+    step: str
+    reason: str
+    path: str = ""
+
+
+class AttentionComponent(Schema):
+    """One connected region of an organ's attention map: a place where an error is likely.
+
+    Args:
+        organ: whose attention it is.
+        index: 1 for the highest score in its case.
+        box: start and stop voxel per axis in the image's own grid, stop excluded.
+        peak: the voxel of the highest heat, in the image's own grid.
+        voxels, volume_mm3: its size.
+        reason: the criterion that fired on most of its voxels.
+        criteria: every criterion that fired in it.
+        score: what it is sorted by: its summed heat in mm3 (mean heat x volume).
+        mean_heat: 0..1 before any normalization.
+    """
+
+    organ: str
+    index: int
+    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    peak: IntTriple
+    voxels: int
+    volume_mm3: float
+    reason: str
+    criteria: tuple[str, ...]
+    score: float
+    mean_heat: float
+
+
+class OrganScores(Schema):
+    """Attention of one organ of one case."""
+
+    organ: str
+    attention_voxels: int
+    attention_mm3: float
+    heat_sum: float  # the paper's CSV sorts a case's organs by the sum of the stored uint8 heat
+    predicted_ml: float
+    components: int
+    entropy: float = 0.0  # mean predictive entropy (nats) over the organ's predicted voxels and its attention
+
+
+class CaseScores(Schema):
+    """What prediction says of one case; written last, so its presence means the case is predicted.
+
+    Args:
+        checkpoints: architecture -> sha256 of the weights that made it.
+        attention_voxels: voxels with attention, counted once per organ (the paper's attention size).
+        attention_mm3: the same in mm3.
+    """
+
+    case_id: str
+    round: int
+    checkpoints: dict[str, str]
+    attention_mode: str
+    attention_voxels: int
+    attention_mm3: float
+    organs: tuple[OrganScores, ...]
+    seconds: float
+    peak_memory_mb: float = 0.0
+
+
+class Revision(Schema):
+    """One saved edit of one organ of one case: an entry of the append-only store.
+
+    Args:
+        revision_id: grows by one per (case, organ) within a round; 0 is the label before any edit.
+        parent_id: the revision it was made on.
+        voxels: how many voxels it changed.
+        seconds: active annotation time since the parent.
+    """
+
+    round: int
+    case_id: str
+    organ: str
+    revision_id: int
+    parent_id: int
+    user: str
+    created: str  # ISO 8601, UTC
+    voxels: int
+    seconds: float
+
+
+class OrganDice(Schema):
+    """Dice of one organ over the holdout; None where no case has it."""
+
+    organ: str
+    dice: float | None
+    cases: int
+
+
+class RoundRecord(Schema):
+    """One line of the campaign's story."""
+
+    round: int
+    dice: dict[str, float] = Field(default_factory=dict)
+    mean_dice: float | None = None
+    dice_by_architecture: dict[str, float] = Field(default_factory=dict)
+    mean_attention_mm3: float | None = None
+    mean_attention_voxels: float | None = None
+    cases_revised: int = 0
+    organs_revised: int = 0
+    voxels_revised: int = 0
+    minutes: float = 0.0
+    queried_share: Fraction | None = None

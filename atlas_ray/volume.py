@@ -1,0 +1,354 @@
+"""Volume: voxels and where they lie in the patient.
+
+The only module that reads and writes images (NIfTI-1/-2 and DICOM series) and the only one that knows nibabel.
+
+Conventions: arrays are [X, Y, Z] as nibabel gives them; affines map voxel index to millimeters in RAS+; "RAS" names the
+direction in which each array axis grows, so in RAS a smaller first index is the patient's LEFT. Spacing is in mm, in array order.
+"""
+
+import os
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import nibabel.filebasedimages
+import nibabel.orientations
+import nibabel.spatialimages
+import numpy as np
+import numpy.typing as npt
+from isal import igzip
+
+from atlas_ray.exceptions import CaseError, GeometryError
+from atlas_ray.schema import IntTriple, Triple
+
+Array = npt.NDArray[Any]
+Affine = npt.NDArray[np.float64]  # [4, 4]
+
+GZIP_LEVEL = 1  # isal's fastest: labels shrink as well as at zlib 6, CT to within 3 %
+SLICE_GAP_TOLERANCE = 0.05  # of the median gap; scanners round positions to 0.01 mm, a missing slice doubles a gap
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """One 3-D image and its geometry.
+
+    Args:
+        voxels: [X, Y, Z]; HU for a CT, label ids for a label map; the file's own dtype (float32 where it is scaled).
+        affine: [4, 4] float64, voxel index -> RAS+ mm.
+        header: the NIfTI header it was read with, so that results can be written on the very same grid; None for DICOM.
+    """
+
+    voxels: Array
+    affine: Affine
+    header: Any = None
+
+    @property
+    def shape(self) -> IntTriple:
+        return self.voxels.shape
+
+    @property
+    def spacing(self) -> Triple:
+        """Voxel edge lengths in mm, array-axis order."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def voxel_volume_mm3(self) -> float:
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def orientation(self) -> str:
+        """Such as "RAS" or "LPS": the nearest anatomical direction each axis grows toward."""
+        return "".join(nibabel.aff2axcodes(self.affine))
+
+    def with_voxels(self, voxels: Array) -> "Volume":
+        """Other voxels on this grid. Raises GeometryError for another shape."""
+        if voxels.shape != self.voxels.shape:
+            raise GeometryError(f"voxels of shape {voxels.shape} do not fit the grid {self.shape}")
+        return replace(self, voxels=voxels)
+
+
+# --- orientation ----------------------------------------------------------------------------------------------------
+
+
+def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
+    """Permute and flip axes (a view, nothing is interpolated) so that they grow toward `orientation`.
+
+    Args:
+        volume: any of the 48 orientations; an oblique one is turned to its nearest anatomical axes.
+        orientation: three of L/R, P/A, I/S.
+    """
+    start = nibabel.io_orientation(volume.affine)
+    end = nibabel.orientations.axcodes2ornt(tuple(orientation))
+    change = nibabel.orientations.ornt_transform(start, end)
+    voxels = nibabel.orientations.apply_orientation(volume.voxels, change)
+    affine = volume.affine @ nibabel.orientations.inv_ornt_aff(change, volume.shape)
+    return Volume(voxels, affine)
+
+
+def same_grid(a: Volume, b: Volume, *, tolerance_mm: float = 0.01) -> bool:
+    """Whether two volumes have the same shape and their corners coincide within `tolerance_mm`."""
+    return a.shape == b.shape and corner_distance_mm(a.affine, b.affine, a.shape) <= tolerance_mm
+
+
+def corner_distance_mm(a: Affine, b: Affine, shape: IntTriple) -> float:
+    """Largest distance between the eight corners of one grid under two affines."""
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
+    return float(np.linalg.norm(corners @ (a - b).T, axis=1).max())
+
+
+def onto_grid_of(label: Volume, image: Volume, *, tolerance_mm: float = 0.01) -> Volume:
+    """A label stored in another orientation than its image, permuted and flipped onto the image's grid.
+
+    Raises:
+        GeometryError: the grids differ by more than axis order and direction.
+    """
+    if same_grid(label, image, tolerance_mm=tolerance_mm):
+        return Volume(label.voxels, image.affine, image.header)
+    turned = reorient(label, image.orientation)
+    if same_grid(turned, image, tolerance_mm=tolerance_mm):
+        return Volume(turned.voxels, image.affine, image.header)
+    off_mm = corner_distance_mm(turned.affine, image.affine, image.shape)
+    raise GeometryError(
+        f"label grid {label.shape} {label.orientation} is not the image's {image.shape} {image.orientation} "
+        f"(corners up to {off_mm:.1f} mm apart, {tolerance_mm} allowed)"
+    )
+
+
+# --- resampling -----------------------------------------------------------------------------------------------------
+
+
+def linear_weights(n_in: int, n_out: int) -> npt.NDArray[np.float32]:
+    """Matrix [n_out, n_in] that resamples one axis over the same extent: half-voxel-centered linear interpolation,
+    with the triangle widened to the output's voxel when downsampling (antialiasing); borders repeat."""
+    scale = n_in / n_out
+    centers = (np.arange(n_out) + 0.5) * scale - 0.5
+    width = max(1.0, scale)
+    weights: Array = np.maximum(0, 1 - np.abs(np.arange(n_in)[None, :] - centers[:, None]) / width)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+
+
+def nearest_indices(n_in: int, n_out: int) -> npt.NDArray[np.intp]:
+    """Index of the input voxel under the center of every output voxel, over the same extent."""
+    return np.minimum(((np.arange(n_out) + 0.5) * n_in / n_out).astype(np.intp), n_in - 1)
+
+
+def shape_at_spacing(shape: IntTriple, spacing: Triple, target: Triple) -> IntTriple:
+    """Number of voxels that cover the same extent at about `target` mm; at least one per axis."""
+    x, y, z = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, target, strict=True))
+    return x, y, z
+
+
+def resample(volume: Volume, shape: IntTriple, *, nearest: bool = False) -> Volume:
+    """The same extent on another number of voxels.
+
+    Args:
+        volume: image (linear, float32 result) or label map (`nearest`, same dtype).
+        shape: voxels per axis of the result.
+        nearest: pick voxels instead of mixing them.
+    """
+    voxels: Array = volume.voxels
+    for axis, n_out in enumerate(shape):
+        n_in = voxels.shape[axis]
+        if n_in == n_out:
+            continue
+        if nearest:
+            voxels = voxels.take(nearest_indices(n_in, n_out), axis=axis)
+        else:
+            mixed = np.tensordot(linear_weights(n_in, n_out), voxels.astype(np.float32, copy=False), axes=(1, axis))
+            voxels = np.moveaxis(mixed, 0, axis)
+    if not nearest:
+        voxels = voxels.astype(np.float32, copy=False)
+    return Volume(np.ascontiguousarray(voxels), _affine_at_shape(volume.affine, volume.shape, shape))
+
+
+def _affine_at_shape(affine: Affine, old: IntTriple, new: IntTriple) -> Affine:
+    scale = np.array(old) / np.array(new)
+    moved = affine.copy()
+    moved[:3, :3] = affine[:3, :3] * scale
+    moved[:3, 3] = affine[:3, 3] + affine[:3, :3] @ ((scale - 1) / 2)
+    return moved
+
+
+# --- NIfTI ----------------------------------------------------------------------------------------------------------
+
+
+def read_volume(path: str | Path, *, series_uid: str | None = None) -> Volume:
+    """Read a NIfTI file (.nii, .nii.gz; NIfTI-1 or -2) or a folder that holds a DICOM series.
+
+    Args:
+        path: file or folder.
+        series_uid: which SeriesInstanceUID, where a folder holds several.
+
+    Raises:
+        CaseError: unreadable, truncated or not three-dimensional.
+        GeometryError: no usable geometry.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_dicom(path, series_uid)
+    image = _open_nifti(path)
+    if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
+        raise CaseError(f"{path} has shape {image.shape}; three dimensions are allowed")
+    header = image.header
+    if header.get_data_dtype().kind not in "iuf":
+        raise CaseError(f"{path} holds {header.get_data_dtype()}; integers and floats are allowed")
+    try:
+        voxels = np.asanyarray(image.dataobj).reshape(image.shape[:3])
+    except (ValueError, OSError) as error:
+        raise CaseError(f"{path} is truncated: {error}") from error
+    if voxels.dtype == np.float64:
+        voxels = voxels.astype(np.float32)
+    affine = np.asarray(image.affine, np.float64)
+    _require_geometry(path, header, affine)
+    return Volume(voxels, affine, header)
+
+
+def _open_nifti(path: Path) -> Any:
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = igzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CaseError(f"{path} cannot be read: {error or type(error).__name__}") from error
+    except Exception as error:
+        if type(error).__name__ != "IsalError":
+            raise
+        raise CaseError(f"{path} is truncated or not gzip: {error}") from error
+    for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+        try:
+            return kind.from_bytes(data)
+        except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, ValueError):
+            continue
+    raise CaseError(f"{path} is not a NIfTI file ({len(data)} bytes after decompression)")
+
+
+def _require_geometry(path: Path, header: Any, affine: Affine) -> None:
+    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
+        raise GeometryError(f"{path} has no geometry: sform_code and qform_code are both 0")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise GeometryError(f"{path} has a singular affine {affine[:3].tolist()}")
+
+
+def form_disagreement_mm(volume: Volume) -> float:
+    """Largest corner distance between a NIfTI file's sform and qform; 0 where only one is set."""
+    header = volume.header
+    if header is None or int(header["sform_code"]) == 0 or int(header["qform_code"]) == 0:
+        return 0.0
+    return corner_distance_mm(header.get_sform(), header.get_qform(), volume.shape)
+
+
+def nifti_bytes(volume: Volume) -> bytes:
+    """The volume as a .nii.gz file's bytes, on the exact grid and header it was read with (scaling dropped: the voxels
+    are what they are). Booleans are stored as uint8."""
+    voxels = volume.voxels.astype(np.uint8) if volume.voxels.dtype == bool else volume.voxels
+    if volume.header is not None:
+        header = volume.header.copy()
+        kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+        image = kind(voxels, None, header=header)
+    else:
+        image = nibabel.Nifti1Image(voxels, volume.affine)
+        image.header.set_sform(volume.affine, code=1)
+        image.header.set_qform(volume.affine, code=1)
+        image.header.set_xyzt_units("mm")
+    image.header.set_data_dtype(voxels.dtype)
+    image.header.set_slope_inter(1, 0)
+    return bytes(igzip.compress(image.to_bytes(), compresslevel=GZIP_LEVEL))
+
+
+def write_volume(path: str | Path, volume: Volume) -> None:
+    """Write `.nii.gz` so that the file is either whole or absent (temporary file, fsync, rename)."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(nifti_bytes(volume))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+# --- DICOM ----------------------------------------------------------------------------------------------------------
+
+
+def dicom_series(folder: str | Path) -> dict[str, list[Path]]:
+    """SeriesInstanceUID -> its image files, for one folder (not its subfolders). Files that are no DICOM are passed over."""
+    import pydicom
+
+    series: dict[str, list[Path]] = {}
+    for path in sorted(p for p in Path(folder).iterdir() if p.is_file()):
+        try:
+            head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "ImagePositionPatient"])
+        except (pydicom.errors.InvalidDicomError, OSError, EOFError):
+            continue
+        if "SeriesInstanceUID" in head and "ImagePositionPatient" in head:
+            series.setdefault(str(head.SeriesInstanceUID), []).append(path)
+    return series
+
+
+def dicom_files(folder: str | Path, series_uid: str | None) -> list[Path]:
+    """Files of the one series meant. Raises CaseError when the folder holds none, or several and none is chosen."""
+    series = dicom_series(folder)
+    if not series:
+        raise CaseError(f"{folder} holds no DICOM image")
+    if series_uid is None and len(series) > 1:
+        listing = ", ".join(f"{uid} ({len(files)} slices)" for uid, files in series.items())
+        raise CaseError(f"{folder} holds {len(series)} series; choose one with series_uid: {listing}")
+    uid = series_uid or next(iter(series))
+    if uid not in series:
+        raise CaseError(f"{folder} has no series {uid}; it has {', '.join(series)}")
+    return series[uid]
+
+
+def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
+    import pydicom
+
+    files = dicom_files(folder, series_uid)
+    try:
+        slices = [pydicom.dcmread(path) for path in files]
+        return _stack_slices(folder, slices)
+    except (AttributeError, KeyError, NotImplementedError, ValueError, EOFError) as error:
+        raise CaseError(f"{folder}: a slice cannot be read: {error}") from error
+
+
+def _stack_slices(folder: Path, slices: list[Any]) -> Volume:
+    """DICOM is LPS with rows first: x runs along a row (columns), y down the rows, z along the slice normal."""
+    first = slices[0]
+    if (
+        len({(tuple(map(float, s.ImageOrientationPatient)), s.Rows, s.Columns, tuple(map(float, s.PixelSpacing))) for s in slices})
+        > 1
+    ):
+        raise GeometryError(f"{folder}: the slices differ in orientation, size or pixel spacing")
+    row, column = (np.array(first.ImageOrientationPatient[i : i + 3], np.float64) for i in (0, 3))
+    normal = np.cross(row, column)
+    slices = sorted(slices, key=lambda s: float(np.dot(normal, np.array(s.ImagePositionPatient, np.float64))))
+    positions = np.array([s.ImagePositionPatient for s in slices], np.float64)
+    step = _slice_step(folder, positions, normal, first)
+    lps = np.eye(4)
+    lps[:3, 0] = row * float(first.PixelSpacing[1])
+    lps[:3, 1] = column * float(first.PixelSpacing[0])
+    lps[:3, 2] = step
+    lps[:3, 3] = positions[0]
+    voxels = np.stack([_hounsfield(s).T for s in slices], axis=2)
+    return Volume(voxels, np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps)
+
+
+def _slice_step(
+    folder: Path, positions: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], first: Any
+) -> npt.NDArray[np.float64]:
+    if len(positions) == 1:
+        return normal * float(first.get("SpacingBetweenSlices") or first.SliceThickness)
+    gaps = np.diff(positions @ normal)
+    usual = float(np.median(gaps))
+    if usual <= 0 or gaps.min() < usual * (1 - SLICE_GAP_TOLERANCE) or gaps.max() > usual * (1 + SLICE_GAP_TOLERANCE):
+        raise GeometryError(
+            f"{folder}: slices are not evenly spaced ({gaps.min():.2f} to {gaps.max():.2f} mm); one is missing or doubled"
+        )
+    return np.asarray((positions[-1] - positions[0]) / (len(positions) - 1))
+
+
+def _hounsfield(dicom_slice: Any) -> npt.NDArray[np.int16]:
+    slope, intercept = float(dicom_slice.get("RescaleSlope", 1)), float(dicom_slice.get("RescaleIntercept", 0))
+    values = dicom_slice.pixel_array * slope + intercept
+    return np.asarray(np.clip(np.rint(values), -32768, 32767), np.int16)

@@ -1,0 +1,269 @@
+"""Where everything of a campaign lies. The only module that builds paths.
+
+    <root>/
+      manifest.jsonl              one Case per line
+      quarantine.jsonl            one Quarantined per line, every step's
+      campaign.yaml               the configuration as resolved
+      annotation.db               queue and revisions, unless a database URL is configured
+      mlflow.db, mlartifacts/     tracking, unless a server is configured
+      synthetic/<dataset>/        generated CT, where a dataset asks for them
+      labels/<case>.nii.gz        ground truth on the image's own grid, label ids of the campaign's organ set
+      truth/<case>.nii.gz         the oracle's and the evaluation's reference label
+      cache/<key>/<case>.npz      training volumes at the networks' spacing
+      attempts/<step>/<case>.<n>  the ledger of started attempts
+      checkpoints/<round>/<architecture>.pt
+      train/                      Ray Train's storage
+      rounds/<round>/
+        state.json                finished steps
+        predictions/<case>/       pseudo_label, heat, attention/<organ>, architectures/<name>, components.json, scores.json
+        priority.csv, priority.parquet, plots
+        annotations/<case>/       label.nii.gz, provenance.json: the merged current truth after this round
+        evaluation.json, record.json
+
+Every file appears whole or not at all, and a step's result is written last: if it is there, the step is done.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from atlas_ray.exceptions import WorkspaceError
+from atlas_ray.records import AttentionComponent, Case, CaseScores, Quarantined
+from atlas_ray.schema import Schema
+
+Record = TypeVar("Record", bound=Schema)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Temporary file, fsync, rename: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    with partial.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block has ended without an error; twins lose harmlessly."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir()
+    try:
+        yield partial
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_lines(path: Path, record: type[Record]) -> list[Record]:
+    """Records of a JSON-lines file, [] where there is none. Raises WorkspaceError naming the line that does not parse."""
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            records.append(record.model_validate_json(line))
+        except ValidationError as error:
+            raise WorkspaceError(f"{path}, line {number}: not a {record.__name__}: {error.errors()[0]['msg']}") from error
+    return records
+
+
+def write_lines(path: Path, records: Iterable[Schema]) -> None:
+    write_atomically(path, "".join(record.model_dump_json() + "\n" for record in records))
+
+
+class Workspace:
+    """Path-maker and small-file reader of one campaign's folder.
+
+    Args:
+        root: absolute folder; made on first write.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+
+    # --- campaign ---
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine.jsonl"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "campaign.yaml"
+
+    @property
+    def annotation_db(self) -> Path:
+        return self.root / "annotation.db"
+
+    @property
+    def mlflow_db(self) -> Path:
+        return self.root / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        return self.root / "mlartifacts"
+
+    @property
+    def train_storage(self) -> Path:
+        return self.root / "train"
+
+    def synthetic(self, dataset: str) -> Path:
+        return self.root / "synthetic" / dataset
+
+    def label(self, case_id: str) -> Path:
+        return self.root / "labels" / f"{case_id}.nii.gz"
+
+    def truth(self, case_id: str) -> Path:
+        return self.root / "truth" / f"{case_id}.nii.gz"
+
+    def cache(self, key: str, case_id: str) -> Path:
+        return self.root / "cache" / key / f"{case_id}.npz"
+
+    def attempt(self, step: str, case_id: str, number: int) -> Path:
+        return self.root / "attempts" / step / f"{case_id}.{number}"
+
+    def checkpoint(self, round_index: int, architecture: str) -> Path:
+        return self.root / "checkpoints" / f"{round_index:03d}" / f"{architecture}.pt"
+
+    # --- one round ---
+    def round(self, round_index: int) -> Path:
+        return self.root / "rounds" / f"{round_index:03d}"
+
+    def state(self, round_index: int) -> Path:
+        return self.round(round_index) / "state.json"
+
+    def priority_csv(self, round_index: int) -> Path:
+        return self.round(round_index) / "priority.csv"
+
+    def priority_parquet(self, round_index: int) -> Path:
+        return self.round(round_index) / "priority.parquet"
+
+    def budget(self, round_index: int) -> Path:
+        return self.round(round_index) / "budget.json"
+
+    def plot(self, round_index: int, name: str) -> Path:
+        return self.round(round_index) / "plots" / f"{name}.png"
+
+    def evaluation(self, round_index: int, split: str = "holdout") -> Path:
+        return self.round(round_index) / f"evaluation_{split}.json"
+
+    def record(self, round_index: int) -> Path:
+        return self.round(round_index) / "record.json"
+
+    # --- one case in one round ---
+    def prediction(self, round_index: int, case_id: str) -> Path:
+        return self.round(round_index) / "predictions" / case_id
+
+    def pseudo_label(self, round_index: int, case_id: str) -> Path:
+        return pseudo_label_in(self.prediction(round_index, case_id))
+
+    def heat(self, round_index: int, case_id: str) -> Path:
+        return heat_in(self.prediction(round_index, case_id))
+
+    def attention(self, round_index: int, case_id: str, organ: str) -> Path:
+        return attention_in(self.prediction(round_index, case_id), organ)
+
+    def architecture_label(self, round_index: int, case_id: str, architecture: str) -> Path:
+        return architecture_label_in(self.prediction(round_index, case_id), architecture)
+
+    def components(self, round_index: int, case_id: str) -> Path:
+        return components_in(self.prediction(round_index, case_id))
+
+    def scores(self, round_index: int, case_id: str) -> Path:
+        return scores_in(self.prediction(round_index, case_id))
+
+    def annotation(self, round_index: int, case_id: str) -> Path:
+        return self.round(round_index) / "annotations" / case_id / "label.nii.gz"
+
+    def provenance(self, round_index: int, case_id: str) -> Path:
+        return self.round(round_index) / "annotations" / case_id / "provenance.json"
+
+    # --- small readers ---
+    def cases(self) -> list[Case]:
+        """The manifest. Raises WorkspaceError where ingest has not run."""
+        if not self.manifest.exists():
+            raise WorkspaceError(f"{self.manifest} is missing; run `python -m jobs.ingest CONFIG` first")
+        return read_lines(self.manifest, Case)
+
+    def case(self, case_id: str) -> Case:
+        """One case of the manifest. Raises WorkspaceError for an unknown id."""
+        for case in self.cases():
+            if case.case_id == case_id:
+                return case
+        raise WorkspaceError(f"case {case_id!r} is not in {self.manifest}")
+
+    def case_scores(self, round_index: int, case_id: str) -> CaseScores:
+        path = self.scores(round_index, case_id)
+        if not path.exists():
+            raise WorkspaceError(f"{path} is missing; run `python -m jobs.predict CONFIG --round {round_index}` first")
+        return CaseScores.model_validate_json(path.read_bytes())
+
+    def case_components(self, round_index: int, case_id: str) -> list[AttentionComponent]:
+        return read_lines(self.components(round_index, case_id), AttentionComponent)
+
+    def predicted(self, round_index: int) -> set[str]:
+        """Ids of the cases whose prediction is finished (one directory listing)."""
+        folder = self.round(round_index) / "predictions"
+        if not folder.exists():
+            return set()
+        return {f.name for f in folder.iterdir() if not f.name.startswith(".") and scores_in(f).exists()}
+
+    def quarantined(self) -> list[Quarantined]:
+        return read_lines(self.quarantine, Quarantined)
+
+    def add_to_quarantine(self, *entries: Quarantined) -> None:
+        """Record cases set aside; a case already listed for the same step keeps its newest reason."""
+        new = {(e.step, e.case_id): e for e in (*self.quarantined(), *entries)}
+        write_lines(self.quarantine, new.values())
+
+    # --- state of a round ---
+    def finished_steps(self, round_index: int) -> dict[str, str]:
+        """Step -> ISO time it finished."""
+        path = self.state(round_index)
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def finish_step(self, round_index: int, step: str, when: str) -> None:
+        write_atomically(self.state(round_index), json.dumps({**self.finished_steps(round_index), step: when}, indent=2))
+
+
+# A prediction is written in a folder that is not yet in its place, so these names are needed without a workspace.
+
+
+def pseudo_label_in(prediction: Path) -> Path:
+    return prediction / "pseudo_label.nii.gz"
+
+
+def heat_in(prediction: Path) -> Path:
+    return prediction / "heat.nii.gz"
+
+
+def attention_in(prediction: Path, organ: str) -> Path:
+    return prediction / "attention" / f"{organ}.nii.gz"
+
+
+def architecture_label_in(prediction: Path, architecture: str) -> Path:
+    return prediction / "architectures" / f"{architecture}.nii.gz"
+
+
+def components_in(prediction: Path) -> Path:
+    return prediction / "components.jsonl"
+
+
+def scores_in(prediction: Path) -> Path:
+    return prediction / "scores.json"
