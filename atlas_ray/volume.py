@@ -258,6 +258,19 @@ def nifti_bytes(volume: Volume) -> bytes:
     return bytes(igzip.compress(image.to_bytes(), compresslevel=GZIP_LEVEL))
 
 
+def header_bytes(volume: Volume) -> bytes:
+    """The NIfTI header as its 348 or 540 bytes, so that it can travel between processes; b"" for a volume without one."""
+    return b"" if volume.header is None else bytes(volume.header.binaryblock)
+
+
+def header_from_bytes(data: bytes) -> Any:
+    """The header `header_bytes` gave, either NIfTI version and byte order; None for b""."""
+    if not data:
+        return None
+    kind = nibabel.Nifti1Header if len(data) == 348 else nibabel.Nifti2Header
+    return kind(data)
+
+
 def write_volume(path: str | Path, volume: Volume) -> None:
     """Write `.nii.gz` so that the file is either whole or absent (temporary file, fsync, rename)."""
     path = Path(path)

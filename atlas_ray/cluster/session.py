@@ -1,0 +1,41 @@
+"""Starting Ray the same way everywhere: on the cluster the job runs in, else on this machine."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one on this machine and stop it afterwards."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only: ray.init(address="local") listens on 127.0.0.1
+        # Logical CPUs: a laptop with two cores must still fit a reader, an actor and a writer; the threads are set explicitly.
+        ray.init(
+            address="local",
+            num_cpus=max(4, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()

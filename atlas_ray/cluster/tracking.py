@@ -1,0 +1,162 @@
+"""MLflow: one parent run per round, a child run per training and per step, found again after a restart by its key.
+
+Tracking never fails a job: a server that is away costs log lines, not the round. Values that could not be sent are kept in
+`tracking_backlog.jsonl` in the workspace.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas_ray.config import Campaign, flat
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KEY_TAG = "atlas_ray.key"
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """One MLflow run, addressed by id: usable in the driver and, through `uri` and `run_id`, in a worker."""
+
+    def __init__(self, uri: str, run_id: str | None, backlog: Path | None = None) -> None:
+        self.uri = uri
+        self.run_id = run_id
+        self._backlog = backlog
+
+    def metrics(self, values: Mapping[str, float | None], *, step: int = 0) -> None:
+        """Log numbers; None and NaN are left out."""
+        from mlflow.entities import Metric
+
+        rows = [Metric(_metric_name(k), float(v), _now_ms(), step) for k, v in values.items() if v is not None and v == v]
+        self._send("metrics", {m.key: m.value for m in rows}, lambda c: c.log_batch(self.run_id, metrics=rows) if rows else None)
+
+    def params(self, values: Mapping[str, str]) -> None:
+        """Log parameters once; MLflow refuses to change them, so a resumed round keeps what was logged first."""
+        from mlflow.entities import Param
+
+        def send(client: "MlflowClient") -> None:
+            known = client.get_run(self.run_id).data.params
+            rows = [Param(k, v[:6000]) for k, v in values.items() if k not in known]
+            for start in range(0, len(rows), 100):
+                client.log_batch(self.run_id, params=rows[start : start + 100])
+
+        self._send("params", dict(values), send)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        def send(client: "MlflowClient") -> None:
+            for key, value in values.items():
+                client.set_tag(self.run_id, key, value)
+
+        self._send("tags", dict(values), send)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a small file (CSV, plot, JSON) to the run."""
+        self._send("artifact", str(path), lambda c: c.log_artifact(self.run_id, str(path), folder))
+
+    def end(self, status: str) -> None:
+        """FINISHED or FAILED; otherwise the run would stay RUNNING for ever."""
+        self._send("status", status, lambda c: c.set_terminated(self.run_id, status))
+
+    def _send(self, what: str, values: Any, call: Any) -> None:
+        if self.run_id is None:
+            self._keep(what, values)
+            return
+        try:
+            call(_client(self.uri))
+        except Exception as error:  # whatever the store raises, the round matters more
+            log.warning("MLflow at %s did not take %s: %s", _without_password(self.uri), what, str(error).splitlines()[0])
+            self._keep(what, values)
+
+    def _keep(self, what: str, values: Any) -> None:
+        if self._backlog is not None:
+            self._backlog.parent.mkdir(parents=True, exist_ok=True)
+            with self._backlog.open("a") as file:
+                file.write(json.dumps({"run": self.run_id, "what": what, "values": values}, default=str) + "\n")
+
+
+@contextmanager
+def round_run(campaign: Campaign, round_index: int) -> Iterator[Run]:
+    """The parent run of a round; the same one when the round is resumed. Ends FINISHED, or FAILED when the block raises."""
+    with _run(campaign, f"round-{round_index:03d}", kind="round", round_index=round_index, parent=None) as run:
+        run.params(flat(campaign))
+        yield run
+
+
+@contextmanager
+def step_run(campaign: Campaign, round_index: int, step: str, *, kind: str = "step") -> Iterator[Run]:
+    """A child run of the round: a step, or the training of one architecture."""
+    parent = _find_or_create(campaign, f"round-{round_index:03d}", kind="round", round_index=round_index, parent=None)
+    with _run(campaign, f"round-{round_index:03d}/{step}", kind=kind, round_index=round_index, parent=parent) as run:
+        yield run
+
+
+@contextmanager
+def _run(campaign: Campaign, key: str, *, kind: str, round_index: int, parent: str | None) -> Iterator[Run]:
+    run_id = _find_or_create(campaign, key, kind=kind, round_index=round_index, parent=parent)
+    run = Run(campaign.tracking_uri, run_id, campaign.open_workspace().root / "tracking_backlog.jsonl")
+    try:
+        yield run
+    except BaseException:
+        run.end("FAILED")
+        raise
+    run.end("FINISHED")
+
+
+def _find_or_create(campaign: Campaign, key: str, *, kind: str, round_index: int, parent: str | None) -> str | None:
+    """Id of the run with this key, reopened where it exists; None when MLflow cannot be reached."""
+    try:
+        client = _client(campaign.tracking_uri)
+        experiment = _experiment(client, campaign)
+        found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+        if found:
+            run_id = str(found[0].info.run_id)
+            client.update_run(run_id, status="RUNNING")
+            return run_id
+        tags = {KEY_TAG: key, "kind": kind, "round": f"{round_index:03d}"}
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        return str(client.create_run(experiment, tags=tags, run_name=key).info.run_id)
+    except Exception as error:  # as in Run._send
+        log.warning("MLflow at %s is away (%s); %s is tracked in the backlog", _without_password(campaign.tracking_uri), error, key)
+        return None
+
+
+def _experiment(client: "MlflowClient", campaign: Campaign) -> str:
+    name = campaign.tracking.experiment or campaign.name
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    location = None if campaign.tracking.uri else campaign.open_workspace().mlflow_artifacts.as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _client(uri: str) -> "MlflowClient":
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault(
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
+    )  # its default of 7 stalls a step for minutes when the server is away
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _metric_name(name: str) -> str:
+    return name.replace(" ", "_")
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    return scheme + separator + rest.rsplit("@", 1)[-1]
+
+
+def _now_ms() -> int:
+    import time
+
+    return int(time.time() * 1000)

@@ -1,0 +1,263 @@
+"""A campaign's configuration: one YAML file, composed of the sections that live beside the code that reads them.
+
+A relative `workspace` or `data_root` is relative to the folder the job runs in; a relative path inside a dataset is relative to
+`data_root`. There is no configuration by environment variable and no inheritance between files.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from atlas_ray.annotation.queue import Annotation
+from atlas_ray.attention.criteria import Attention, PhysicalAttention
+from atlas_ray.data.ingest import IngestChecks
+from atlas_ray.data.patches import PatchSampling
+from atlas_ray.data.preprocess import Preprocessing
+from atlas_ray.data.sources import Source
+from atlas_ray.exceptions import ConfigError
+from atlas_ray.organs import CONFIGS, Organs, load_organs
+from atlas_ray.prioritization.effort import Effort
+from atlas_ray.prioritization.stopping import StopRule, TopCaseNeedsNone
+from atlas_ray.prioritization.strategies import AttentionSize, Strategy
+from atlas_ray.schema import Fraction, Schema
+from atlas_ray.segmentation.architectures import Architecture, NNUNet, SwinUNETR, UNet, valid_patch
+from atlas_ray.segmentation.inference import Inference
+from atlas_ray.segmentation.pseudo_labels import PseudoLabels
+from atlas_ray.segmentation.schedule import Schedule
+from atlas_ray.workspace import Workspace
+
+
+class Cluster(Schema):
+    """What the jobs ask Ray for. The defaults run on a laptop.
+
+    Args:
+        use_gpu: networks on GPUs; without, on CPUs.
+        train_workers: data-parallel workers of one training.
+        cpus_per_worker: of each training worker (its torch threads on a CPU).
+        actors: most ensemble actors at once.
+        gpus_per_actor: a fraction lets several actors share a GPU.
+        cpus_per_actor: of each ensemble actor (its torch threads on a CPU).
+        read_memory_gb: a read task's memory request, so that few large CT are decoded at once.
+        max_attempts: starts a case gets before it is quarantined as one that kills its process.
+        max_failed_fraction: above it a job ends with an error even though the other cases are done.
+        train_failures: worker-group restarts before a training gives up.
+    """
+
+    use_gpu: bool = False
+    train_workers: PositiveInt = 1
+    cpus_per_worker: PositiveInt = 1
+    actors: PositiveInt = 1
+    gpus_per_actor: PositiveFloat = 1.0
+    cpus_per_actor: PositiveInt = 1
+    read_memory_gb: PositiveFloat = 1.0
+    max_attempts: PositiveInt = 3
+    max_failed_fraction: Fraction = 0.05
+    train_failures: int = 3
+
+
+class Tracking(Schema):
+    """Where MLflow keeps the story.
+
+    Args:
+        uri: of a tracking server; None is a SQLite file in the workspace.
+        experiment: name; None is the campaign's.
+    """
+
+    uri: str | None = None
+    experiment: str | None = None
+
+
+class Campaign(Schema):
+    """One campaign from first ingest to last round. Defaults are the paper's wherever the paper states one."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    workspace: str
+    data_root: str | None = None
+    organs: str = "abdomenatlas_1_0"
+    datasets: tuple[Source, ...] = Field(min_length=1)
+    checks: IngestChecks = IngestChecks()
+    preprocessing: Preprocessing = Preprocessing()
+    architectures: tuple[Architecture, ...] = Field(default=(SwinUNETR(), NNUNet(), UNet()), min_length=1)
+    patches: PatchSampling = PatchSampling()
+    training: Schedule = Schedule()
+    finetuning: Schedule = Schedule(steps=10_000)
+    inference: Inference = Inference()
+    pseudo_labels: PseudoLabels = PseudoLabels()
+    attention: Attention = PhysicalAttention()
+    strategy: Strategy = AttentionSize()
+    effort: Effort = Effort()
+    stop: StopRule = TopCaseNeedsNone()
+    annotation: Annotation = Annotation()
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Campaign":
+        names = [a.architecture for a in self.architectures]
+        if len(set(names)) < len(names):
+            raise ValueError(f"architectures {names}: each may be listed once")
+        for architecture in self.architectures:
+            for what, edges in (("patches.patch", self.patches.patch), ("inference.window", self.inference.window)):
+                if not valid_patch(architecture, edges):
+                    name, divisor = architecture.architecture, architecture.divisor
+                    raise ValueError(f"{what} {list(edges)}: {name} needs edges that are multiples of {divisor}")
+        for section in ("training", "finetuning"):
+            if unknown := sorted(set(getattr(self, section).per_architecture) - set(names)):
+                raise ValueError(f"{section}.per_architecture names {unknown}; the campaign has {names}")
+        return self
+
+    @property
+    def architecture_names(self) -> tuple[str, ...]:
+        return tuple(a.architecture for a in self.architectures)
+
+    def open_workspace(self) -> Workspace:
+        return Workspace(self.workspace)
+
+    def load_organs(self) -> Organs:
+        return load_organs(self.organs)
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.tracking.uri or f"sqlite:///{self.open_workspace().mlflow_db}"
+
+    @property
+    def database_url(self) -> str:
+        return self.annotation.database or f"sqlite:///{self.open_workspace().annotation_db}"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
+    """Read a campaign's YAML and apply `key.path=value` overrides.
+
+    Args:
+        path: the file, or the name of one in configs/.
+        overrides: each "key.path=value"; the value is read as YAML, list items by number ("architectures.0.feature_size=24").
+
+    Raises:
+        ConfigError: no such file, no valid YAML, or a key or value that is not allowed; names file, path and nearest key.
+    """
+    path = _find(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values, such as `name: my_campaign`")
+    for override in overrides:
+        _apply(content, override)
+    try:
+        campaign = Campaign.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(path, content, e) for e in error.errors())) from error
+    return campaign.model_copy(
+        update={
+            "workspace": str(Path(campaign.workspace).expanduser().absolute()),
+            "data_root": campaign.data_root and str(Path(campaign.data_root).expanduser().absolute()),
+            "organs": _organs_path(campaign.organs, path),
+        }
+    )
+
+
+def _find(path: str | Path) -> Path:
+    for candidate in (Path(path), CONFIGS / f"{path}", CONFIGS / f"{path}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(p.name for p in CONFIGS.glob("*.yaml")))
+    raise ConfigError(f"configuration {str(path)!r} not found; a path or one of configs/: {known}")
+
+
+def _organs_path(organs: str, config: Path) -> str:
+    """A YAML file beside the configuration is meant relative to it; a name stays a name."""
+    if not organs.endswith((".yaml", ".yml")):
+        return organs
+    beside = config.parent / organs
+    return str(beside.absolute() if beside.is_file() else Path(organs).absolute())
+
+
+def dump_config(campaign: Campaign) -> str:
+    """The whole configuration as YAML, defaults included."""
+    return yaml.safe_dump(json.loads(campaign.model_dump_json()), sort_keys=False)
+
+
+def flat(campaign: Campaign) -> dict[str, str]:
+    """Every knob as "section.key" -> text, for tracking."""
+    result: dict[str, str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+            for index, inner in enumerate(value):
+                walk(f"{prefix}.{index}", inner)
+        else:
+            result[prefix] = json.dumps(value) if not isinstance(value, str) else value
+
+    walk("", json.loads(campaign.model_dump_json()))
+    return result
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r}: write key.path=value")
+    *parents, last = key.split(".")
+    node: Any = content
+    for parent in parents:
+        if isinstance(node, list):
+            node = _item(node, parent, override)
+        else:
+            if not isinstance(node.get(parent), dict | list):
+                node[parent] = {}
+            node = node[parent]
+    value = yaml.safe_load(text)
+    if isinstance(node, list):
+        _item(node, last, override)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _item(node: list[Any], index: str, override: str) -> Any:
+    if not index.isdigit() or int(index) >= len(node):
+        raise ConfigError(f"--set {override!r}: {index!r} must be a number from 0 to {len(node) - 1}")
+    return node[int(index)]
+
+
+def _explain(path: Path, content: Any, error: Any) -> str:
+    where = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(where[-1], _allowed_keys(where[:-1]), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; allowed are {', '.join(_allowed_keys(where[:-1]))}"
+        return f"{path}: {'.'.join(where)}: no such key{hint}"
+    given = error.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | list) else ""
+    return f"{path}: {'.'.join(where) or 'campaign'}: {error['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _allowed_keys(where: Sequence[str]) -> list[str]:
+    """Keys the section at `where` knows. The location names the class of a union by its discriminator's value."""
+    schema = Campaign.model_json_schema()
+    node: Any = schema
+    for part in where:
+        node = _resolve(schema, node)
+        node = node.get("properties", {}).get(part) or _union_member(schema, node, part) or node.get("items") or node
+    return sorted(_resolve(schema, node).get("properties", {}))
+
+
+def _resolve(schema: dict[str, Any], node: Any) -> Any:
+    while "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node
+
+
+def _union_member(schema: dict[str, Any], node: Any, part: str) -> Any:
+    for holder in (node, _resolve(schema, node.get("items", {})), *node.get("prefixItems", [])):
+        mapping = holder.get("discriminator", {}).get("mapping", {})
+        if part in mapping:
+            return {"$ref": mapping[part]}
+    return None

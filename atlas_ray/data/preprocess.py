@@ -1,0 +1,93 @@
+"""The training cache: every labeled case once at the networks' spacing, as arrays that patches are read from by memory map.
+
+Axis letters: K organs, N sampled voxels, X Y Z.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import model_validator
+
+from atlas_ray.organs import LabelMap, Organs
+from atlas_ray.records import Case
+from atlas_ray.schema import Schema, Triple
+from atlas_ray.volume import Volume, read_volume, reorient, resample, shape_at_spacing
+from atlas_ray.workspace import new_folder
+
+FOREGROUND_VOXELS = 4096  # per organ and case; enough that a patch center is rarely drawn twice
+HU_RANGE = (-1024, 3071)  # 12-bit CT; padding such as -3024 becomes air
+
+
+class Preprocessing(Schema):
+    """How a CT is brought to the networks. Defaults are the paper's.
+
+    Args:
+        spacing: mm per voxel in RAS.
+        window_hu: clipped to this and scaled to 0..1.
+    """
+
+    spacing: Triple = (1.5, 1.5, 1.5)
+    window_hu: tuple[float, float] = (-175.0, 250.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Preprocessing":
+        low, high = self.window_hu
+        if low >= high or min(self.spacing) <= 0:
+            raise ValueError(f"window_hu {self.window_hu} must rise and spacing {self.spacing} be positive")
+        return self
+
+
+def to_network_grid(image: Volume, preprocessing: Preprocessing) -> Volume:
+    """CT in RAS at the networks' spacing: int16 HU, 12-bit range. Covers exactly the image's extent."""
+    ras = reorient(image)
+    shape = shape_at_spacing(ras.shape, ras.spacing, preprocessing.spacing)
+    clipped = Volume(np.clip(ras.voxels, *HU_RANGE), ras.affine)
+    resampled = resample(clipped, shape)
+    return Volume(np.rint(resampled.voxels).astype(np.int16), resampled.affine)
+
+
+def label_to_network_grid(label: Volume, preprocessing: Preprocessing) -> LabelMap:
+    """Label map in RAS at the networks' spacing, [X, Y, Z] uint8; nearest, so no label is invented."""
+    ras = reorient(label)
+    shape = shape_at_spacing(ras.shape, ras.spacing, preprocessing.spacing)
+    return np.asarray(resample(ras, shape, nearest=True).voxels, np.uint8)
+
+
+def cache_key(case: Case, label: Path, preprocessing: Preprocessing, organs: Organs) -> str:
+    """Name of a case's cache entry: changes with the image, the label, the spacing and the organ set.
+
+    The label is identified by content, so that a rewritten annotation is never mistaken for the old one.
+    """
+    digest = hashlib.sha256()
+    for part in (case.sha256, str(preprocessing.spacing), organs.model_dump_json()):
+        digest.update(part.encode())
+    digest.update(label.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def write_cache(folder: Path, case: Case, label: Path, preprocessing: Preprocessing, organs: Organs) -> None:
+    """Write image.npy (int16 HU), label.npy (uint8) and foreground.npy (int16 [K, N, 3], -1 where an organ has fewer voxels).
+
+    Raises:
+        CaseError: the image or the label cannot be read.
+    """
+    image = to_network_grid(read_volume(case.image, series_uid=case.series_uid), preprocessing)
+    labels = label_to_network_grid(read_volume(label), preprocessing)
+    with new_folder(folder) as partial:
+        np.save(partial / "image.npy", image.voxels)
+        np.save(partial / "label.npy", labels)
+        np.save(partial / "foreground.npy", _foreground(labels, organs))
+
+
+def _foreground(labels: LabelMap, organs: Organs) -> npt.NDArray[np.int16]:
+    """Up to N voxels of every organ, evenly picked so that the choice depends on nothing but the label."""
+    picked = np.full((len(organs), FOREGROUND_VOXELS, 3), -1, np.int16)
+    for k, name in enumerate(organs.names):
+        found: npt.NDArray[Any] = np.argwhere(organs.mask(labels, name))
+        if len(found):
+            keep = np.linspace(0, len(found) - 1, min(len(found), FOREGROUND_VOXELS)).astype(int)
+            picked[k, : len(keep)] = found[keep]
+    return picked
