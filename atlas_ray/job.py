@@ -1,0 +1,97 @@
+"""What every job shares: arguments, configuration, logging, progress, exit codes.
+
+Exit codes: 0 done, 1 an AtlasError (one line on stderr), 2 a configuration or usage error, 130 interrupted.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from atlas_ray.config import Campaign, dump_config, load_config
+from atlas_ray.exceptions import AtlasError
+from atlas_ray.workspace import write_atomically
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A campaign's YAML file, or the name of one in configs/.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a knob, such as training.steps=200.")
+]
+RoundOption = Annotated[int, typer.Option("--round", min=0, help="Round number; round 0 is the first.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print cases, resources and outputs, and change nothing.")]
+SplitOption = Annotated[
+    list[str] | None, typer.Option("--split", help="Only cases of this split: train, pool, holdout. Repeatable.")
+]
+
+TELEMETRY_OFF = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "GRADIO_ANALYTICS_ENABLED": "False"}
+
+console = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+
+
+def run(command: Callable[..., None]) -> None:
+    """Run a job's function as a command line. Called under `if __name__ == "__main__"`."""
+    os.environ.update({key: value for key, value in TELEMETRY_OFF.items() if key not in os.environ})
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        app()
+    except AtlasError as error:
+        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.print("interrupted; what is finished is kept, run the same command to go on")
+        sys.exit(130)
+
+
+def open_campaign(config: str, overrides: Sequence[str] | None, *, dry_run: bool = False) -> Campaign:
+    """Load the configuration and leave it, resolved, in the workspace, where the app finds it."""
+    campaign = load_config(config, overrides or ())
+    if not dry_run:
+        write_atomically(campaign.open_workspace().config, dump_config(campaign))
+    return campaign
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on a terminal; elsewhere a line every tenth of the way. Yields a function that advances it by one."""
+    if not console.is_terminal:
+        yield _Milestones(what, total)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+class _Milestones:
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._done == self._total or self._done * 10 // max(1, self._total) > (self._done - 1) * 10 // max(1, self._total):
+            logging.getLogger(__name__).info("%s: %d of %d", self._what, self._done, self._total)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    out.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
