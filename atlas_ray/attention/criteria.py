@@ -163,7 +163,7 @@ Criterion = Annotated[
 
 def _mean_over_first(stack: Tensor) -> Tensor:
     """Mean over the first axis, added in order, so that CPU, CUDA and numpy round alike."""
-    total = stack[0].clone()
+    total: Tensor = stack[0].clone()
     for item in stack[1:]:
         total += item
     return total / len(stack)
@@ -172,7 +172,8 @@ def _mean_over_first(stack: Tensor) -> Tensor:
 def _binary_entropy(probabilities: Tensor) -> Tensor:
     """-p ln p - (1 - p) ln(1 - p) in nats; NaN stays NaN."""
     p = probabilities.clamp(0, 1)
-    return torch.special.entr(p) + torch.special.entr(1 - p)
+    entropy: Tensor = torch.special.entr(p) + torch.special.entr(1 - p)
+    return entropy
 
 
 # --- modes ----------------------------------------------------------------------------------------------------------
