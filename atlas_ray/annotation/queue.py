@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from pydantic import PositiveFloat
 from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from atlas_ray.annotation.database import Database, events, utc_now, work_items
+from atlas_ray.annotation.oracle import Annotator, HumanAnnotator
 from atlas_ray.exceptions import AtlasError
 from atlas_ray.schema import Schema
 
@@ -37,6 +39,20 @@ class LeaseError(QueueError):
     def __init__(self, message: str, item: "WorkItem") -> None:
         super().__init__(message)
         self.item = item
+
+
+class Annotation(Schema):
+    """How cases are annotated: the campaign configuration's section.
+
+    Args:
+        database: URL; None is a SQLite file in the workspace.
+        lease_minutes: how long a case stays its annotator's without a sign of life from the app.
+        annotator: people, or the oracle of a simulated campaign.
+    """
+
+    database: str | None = None
+    lease_minutes: PositiveFloat = 30.0
+    annotator: Annotator = HumanAnnotator()
 
 
 class QueueEntry(Schema):
