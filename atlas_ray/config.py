@@ -105,7 +105,7 @@ class Campaign(Schema):
             for what, edges in (("patches.patch", self.patches.patch), ("inference.window", self.inference.window)):
                 if not valid_patch(architecture, edges):
                     name, divisor = architecture.architecture, architecture.divisor
-                    raise ValueError(f"{what} {list(edges)}: {name} needs edges that are multiples of {divisor}")
+                    raise ValueError(f"{what} {list(edges)}: {name} needs multiples of {divisor}, one of them larger")
         for section in ("training", "finetuning"):
             if unknown := sorted(set(getattr(self, section).per_architecture) - set(names)):
                 raise ValueError(f"{section}.per_architecture names {unknown}; the campaign has {names}")

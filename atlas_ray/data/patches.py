@@ -6,7 +6,6 @@ Axis letters: B batch, K organs, X Y Z.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +41,7 @@ def open_cached(folder: Path, known: npt.NDArray[np.bool_]) -> CachedCase:
 
 
 class Augmentation(Schema):
-    """Random changes of a patch (MONAI). Nothing mirrors left and right: the organs' names would be wrong.
+    """Random changes of a patch. Nothing mirrors left and right: the organs' names would be wrong.
 
     Args:
         rotate_deg, scale: largest rotation about each axis and relative change of size.
@@ -137,13 +136,19 @@ def _move(
     hu_XYZ: npt.NDArray[np.float32], label_XYZ: LabelMap, settings: Augmentation, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.float32], LabelMap]:
     import torch
-    from monai.transforms import Affine
+    import torch.nn.functional as F
+    from scipy.spatial.transform import Rotation
 
-    angles = np.deg2rad(settings.rotate_deg) * rng.uniform(-1, 1, 3)
-    scales = 1 + settings.scale * rng.uniform(-1, 1, 3)
-    affine = Affine(rotate_params=list(angles), scale_params=list(scales), padding_mode="border", image_only=True)
-    moved: list[Any] = [
-        affine(torch.from_numpy(array[None]), mode=mode)[0].numpy()
+    rotation = Rotation.from_euler("xyz", settings.rotate_deg * rng.uniform(-1, 1, 3), degrees=True).as_matrix()
+    matrix = rotation * (1 + settings.scale * rng.uniform(-1, 1, 3))
+    edges = np.array(hu_XYZ.shape[::-1])  # grid_sample counts the last axis first, each axis from -1 to 1
+    theta = np.zeros((1, 3, 4), np.float32)
+    theta[0, :, :3] = matrix * edges[None, :] / edges[:, None]
+    grid = F.affine_grid(torch.from_numpy(theta), [1, 1, *hu_XYZ.shape], align_corners=False)
+    moved_hu, moved_label = (
+        F.grid_sample(torch.from_numpy(array)[None, None], grid, mode=mode, padding_mode="border", align_corners=False)[
+            0, 0
+        ].numpy()
         for array, mode in ((hu_XYZ, "bilinear"), (label_XYZ.astype(np.float32), "nearest"))
-    ]
-    return np.asarray(moved[0], np.float32), np.rint(moved[1]).astype(np.uint8)
+    )
+    return moved_hu, np.rint(moved_label).astype(np.uint8)

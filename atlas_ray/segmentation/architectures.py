@@ -138,5 +138,6 @@ Architecture = Annotated[SwinUNETR | NNUNet | UNet, Field(discriminator="archite
 
 
 def valid_patch(architecture: Architecture, patch: IntTriple) -> bool:
-    """Whether every edge of a window fits the architecture's downsampling."""
-    return all(edge % architecture.divisor == 0 for edge in patch)
+    """Whether a window survives the architecture's downsampling: every edge divides, and more than one voxel is left at the bottom
+    (instance norm has no variance over one)."""
+    return all(edge % architecture.divisor == 0 for edge in patch) and any(edge > architecture.divisor for edge in patch)

@@ -1,0 +1,43 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench format lock install browser clean
+
+demo: install ## one whole round on this machine: synthetic patients, no server, no GPU
+	$(BIN)/python -m jobs.run_round demo $(ARGS)
+
+test: install browser ## every test; says what it skipped and why
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install ## what CI checks besides the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install ## ratios against named peers, measured here
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "atlas_ray needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+browser: ## the browser tests need Chromium; without it they are skipped and say so
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+	  || (command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core) \
+	  || echo "no Chromium here and no right to install it: browser tests will be skipped"
+
+lock: install ## pin what is installed now
+	(sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//') > constraints.new && mv constraints.new constraints.txt
+
+clean:
+	rm -rf workspaces .pytest_cache .mypy_cache .ruff_cache
