@@ -367,11 +367,6 @@ class PhysicalAttention(Schema):
 Attention = Annotated[FaithfulAttention | PhysicalAttention, Field(discriminator="mode")]
 
 
-def predictive_entropy(probabilities_MKXYZ: Tensor) -> Tensor:
-    """Binary entropy of the mean probability in nats, [K, X, Y, Z]; ln 2 at NaN. For OrganScores.entropy."""
-    return PredictiveEntropy()(probabilities_MKXYZ)
-
-
 # --- what both modes do ---------------------------------------------------------------------------------------------
 
 

@@ -94,7 +94,7 @@ class ForegroundAwareRandom(Schema):
         return tuple(sorted(there, key=lambda organ: _draw(self.seed, case, organ)))
 
 
-QueryStrategy = Annotated[
+Strategy = Annotated[
     AttentionSize | AttentionVolume | MeanEntropy | RandomOrder | ForegroundAwareRandom,
     Field(discriminator="strategy"),
 ]

@@ -16,7 +16,6 @@ from atlas_ray.attention.criteria import (
     PhysicalAttention,
     PredictiveEntropy,
     Uncertainty,
-    predictive_entropy,
 )
 from atlas_ray.exceptions import LabelError
 from atlas_ray.organs import Organ, Organs
@@ -251,7 +250,3 @@ def test_attention_in_mm3_hardly_depends_on_the_grid(one):
     for spacing in [(1.0, 1.0, 1.0), (0.7, 0.7, 2.5), (2.0, 2.0, 5.0)]:
         bits = PhysicalAttention()(ball_of_doubt(spacing), support_MKXYZ=None, organs=one, spacing=spacing).bits_KXYZ
         assert int((bits > 0).sum()) * math.prod(spacing) == pytest.approx(true_mm3, rel=0.05), spacing
-
-
-def test_predictive_entropy_of_the_ensemble():
-    assert predictive_entropy(voxel(1, 1, 0)).item() == pytest.approx(0.63651, abs=1e-5)

@@ -8,7 +8,7 @@ from atlas_ray.prioritization.strategies import (
     AttentionVolume,
     ForegroundAwareRandom,
     MeanEntropy,
-    QueryStrategy,
+    Strategy,
     RandomOrder,
     RankedCase,
     organs_by_heat,
@@ -97,6 +97,6 @@ def test_foreground_aware_random_puts_cases_without_organs_last(cases):
 
 @pytest.mark.parametrize("name", ["attention_size", "attention_volume", "mean_entropy", "random", "foreground_aware_random"])
 def test_chosen_by_name_and_empty_pool(name):
-    strategy = TypeAdapter(QueryStrategy).validate_python({"strategy": name})
+    strategy = TypeAdapter(Strategy).validate_python({"strategy": name})
     assert strategy.strategy == name
     assert strategy.rank([]) == []
