@@ -8,9 +8,9 @@ from atlas_ray.prioritization.strategies import (
     AttentionVolume,
     ForegroundAwareRandom,
     MeanEntropy,
-    Strategy,
     RandomOrder,
     RankedCase,
+    Strategy,
     organs_by_heat,
 )
 from atlas_ray.records import CaseScores, OrganScores
