@@ -148,10 +148,11 @@ def quantized_heat(heat_XYZ: Heat) -> npt.NDArray[np.uint8]:
     Normalized per organ, so bytes of two organs do not compare (paper-algorithm a.4); components keep the raw heat.
     From float32 where the authors hold float64: at ratios that are a whole number of levels one may round down, the other not.
     """
-    highest = float(heat_XYZ.max(initial=0.0))
-    if not highest > 0:
-        return np.zeros(heat_XYZ.shape, np.uint8)
-    return (heat_XYZ.astype(np.float64) / highest * 255).astype(np.uint8)
+    result = np.zeros(heat_XYZ.shape, np.uint8)
+    warm_XYZ = heat_XYZ > 0  # a few percent of a volume: the division in float64 need not see the rest
+    heat_N = heat_XYZ[warm_XYZ].astype(np.float64)
+    result[warm_XYZ] = heat_N / heat_N.max(initial=0.0) * 255
+    return result
 
 
 def organ_scores(
