@@ -125,10 +125,6 @@ class Campaign(Schema):
     def tracking_uri(self) -> str:
         return self.tracking.uri or f"sqlite:///{self.open_workspace().mlflow_db}"
 
-    @property
-    def database_url(self) -> str:
-        return self.annotation.database or f"sqlite:///{self.open_workspace().annotation_db}"
-
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
     """Read a campaign's YAML and apply `key.path=value` overrides.

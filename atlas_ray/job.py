@@ -25,6 +25,7 @@ SetOption = Annotated[
 ]
 RoundOption = Annotated[int, typer.Option("--round", min=0, help="Round number; round 0 is the first.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print cases, resources and outputs, and change nothing.")]
+RetryFailedOption = Annotated[bool, typer.Option("--retry-failed", help="Give cases that were set aside another try.")]
 SplitOption = Annotated[
     list[str] | None, typer.Option("--split", help="Only cases of this split: train, pool, holdout. Repeatable.")
 ]

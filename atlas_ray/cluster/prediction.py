@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from atlas_ray.attention.scoring import find_components, organ_scores, quantized_heat, rank_components
+from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, quantized_heat, rank_components, without_small
 from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import to_network_grid
 from atlas_ray.exceptions import AtlasError, CaseError
-from atlas_ray.organs import LabelMap, Organs
-from atlas_ray.records import AttentionComponent, Case, CaseScores, OrganScores, Quarantined
+from atlas_ray.organs import LabelMap
+from atlas_ray.records import AttentionComponent, Case, OrganScores, Quarantined
 from atlas_ray.schema import IntTriple, Triple
 from atlas_ray.segmentation.checkpoints import load_network
 from atlas_ray.segmentation.inference import normalize, predict_probabilities
@@ -155,7 +155,7 @@ def read_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     """Decode one CT and bring it to the networks' spacing. Never raises for a bad case."""
     campaign = Campaign.model_validate_json(campaign_json)
     case = Case.model_validate_json(row["case"])
-    empty: Row = {"image": None, "shape": None, "affine": None, "header": b"", "error": "", "ras_shape": None}
+    empty: Row = {"image": None, "shape": None, "affine": None, "header": b"", "error": ""}
     if refusal := _claim(campaign, f"read-{round_index:03d}", case.case_id):
         return {**row, **empty, "error": refusal}
     try:
@@ -172,7 +172,6 @@ def read_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
         "shape": np.array(image.shape),
         "affine": image.affine,
         "header": header_bytes(image),
-        "ras_shape": np.array(reorient(image).shape),
     }
 
 
@@ -240,19 +239,18 @@ class Ensemble:
         case = Case.model_validate_json(row["case"])
         grid = Volume(_no_voxels(row["shape"]), np.array(row["affine"]), header_from_bytes(row["header"]))
         try:
-            files = self.predict(case, np.array(row["image"]), grid, tuple(int(n) for n in row["ras_shape"]), began)
+            files = self.predict(case, np.array(row["image"]), grid, began)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             return {**result, "error": f"out of GPU memory: {str(error).splitlines()[0]}"}
         return {**result, "files": files, "seconds": time.monotonic() - began, "peak_mb": _peak_mb()}
 
-    def predict(
-        self, case: Case, image: npt.NDArray[np.int16], grid: Volume, ras_shape: IntTriple, began: float
-    ) -> dict[str, bytes]:
+    def predict(self, case: Case, image: npt.NDArray[np.int16], grid: Volume, began: float) -> dict[str, bytes]:
         """Every file of one prediction, by its path in the prediction folder; scores.json last."""
         import torch
 
         campaign, organs = self.campaign, self.organs
+        ras_shape = reorient(grid).shape
         with torch.inference_mode():
             probabilities = predict_probabilities(
                 self.networks, normalize(image, campaign.preprocessing.window_hu), campaign.inference, self.device
@@ -270,13 +268,13 @@ class Ensemble:
         strongest = np.zeros(grid.shape, np.uint8)
         for channel, name in enumerate(organs.names):
             bits, heat = (to_image(dense) for dense in native.attention[channel].dense())
+            bits, heat = without_small(bits, heat, spacing=grid.spacing, min_volume_mm3=campaign.attention.min_component_mm3)
             found = find_components(
                 bits,
                 heat,
                 organ=name,
                 criterion_names=campaign.attention.criterion_names,
                 spacing=grid.spacing,
-                min_volume_mm3=campaign.attention.min_component_mm3,
             )
             components += found
             stored_heat = quantized_heat(heat)
@@ -296,14 +294,12 @@ class Ensemble:
         files[str(heat_in(folder))] = nifti_bytes(grid.with_voxels(strongest))
         lines = (component.model_dump_json() + "\n" for component in rank_components(components))
         files[str(components_in(folder))] = "".join(lines).encode()
-        record = CaseScores(
-            case_id=case.case_id,
-            round=self.round,
+        record = case_scores(
+            case.case_id,
+            scores,
+            round_index=self.round,
             checkpoints=self.checkpoints,
             attention_mode=campaign.attention.mode,
-            attention_voxels=sum(s.attention_voxels for s in scores),
-            attention_mm3=sum(s.attention_mm3 for s in scores),
-            organs=tuple(scores),
             seconds=time.monotonic() - began,
             peak_memory_mb=_peak_mb(),
         )

@@ -91,7 +91,7 @@ def round_run(campaign: Campaign, round_index: int) -> Iterator[Run]:
 @contextmanager
 def step_run(campaign: Campaign, round_index: int, step: str, *, kind: str = "step") -> Iterator[Run]:
     """A child run of the round: a step, or the training of one architecture."""
-    parent = _find_or_create(campaign, f"round-{round_index:03d}", kind="round", round_index=round_index, parent=None)
+    parent = _find_or_create(campaign, f"round-{round_index:03d}", kind="round", round_index=round_index, parent=None, reopen=False)
     with _run(campaign, f"round-{round_index:03d}/{step}", kind=kind, round_index=round_index, parent=parent) as run:
         yield run
 
@@ -108,20 +108,29 @@ def _run(campaign: Campaign, key: str, *, kind: str, round_index: int, parent: s
     run.end("FINISHED")
 
 
-def _find_or_create(campaign: Campaign, key: str, *, kind: str, round_index: int, parent: str | None) -> str | None:
-    """Id of the run with this key, reopened where it exists; None when MLflow cannot be reached."""
+def _find_or_create(
+    campaign: Campaign, key: str, *, kind: str, round_index: int, parent: str | None, reopen: bool = True
+) -> str | None:
+    """Id of the run with this key; None when MLflow cannot be reached.
+
+    `reopen` is for the one who will also end it: a step that is run alone finds or makes its round's run and leaves it ended.
+    """
     try:
         client = _client(campaign.tracking_uri)
         experiment = _experiment(client, campaign)
         found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
         if found:
             run_id = str(found[0].info.run_id)
-            client.update_run(run_id, status="RUNNING")
+            if reopen:
+                client.update_run(run_id, status="RUNNING")
             return run_id
         tags = {KEY_TAG: key, "kind": kind, "round": f"{round_index:03d}"}
         if parent:
             tags["mlflow.parentRunId"] = parent
-        return str(client.create_run(experiment, tags=tags, run_name=key).info.run_id)
+        run_id = str(client.create_run(experiment, tags=tags, run_name=key).info.run_id)
+        if not reopen:
+            client.set_terminated(run_id)
+        return run_id
     except Exception as error:  # as in Run._send
         log.warning("MLflow at %s is away (%s); %s is tracked in the backlog", _without_password(campaign.tracking_uri), error, key)
         return None

@@ -1,0 +1,51 @@
+"""What a round is summed up to for the person at the terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from atlas_ray.config import Campaign
+from atlas_ray.rounds import RoundResult
+
+
+def round_rows(campaign: Campaign, results: Sequence[RoundResult]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the campaign's table: one row per round, the last one's fine-tuned networks included.
+
+    Attention size is the mean over the holdout, so that rounds compare; cases and minutes are what the round asked of people.
+    """
+    organs = campaign.load_organs().names
+    rows: list[list[Any]] = []
+    for result in results:
+        effort = [f"{result.annotation.submitted} of {result.budget.of_cases}", f"{result.annotation.minutes:.0f}"]
+        rows.append(_row(result.round, result.before, organs, effort))
+    last = results[-1]
+    if last.after is not None:
+        rows.append(_row(last.round + 1, last.after, organs, ["-", "-"]))
+    columns = ["round", "mean Dice", *organs, "attention ml", "cases revised", "minutes"]
+    flipped = [[columns[i], *(row[i] for row in rows)] for i in range(1, len(columns))]
+    return ["", *(f"round {row[0]}" for row in rows)], flipped
+
+
+def _row(round_index: int, evaluation: Any, organs: Sequence[str], effort: list[str]) -> list[Any]:
+    if evaluation is None:
+        return [round_index, None, *(None for _ in organs), None, *effort]
+    dice = {row.organ: row.dice for row in evaluation.organs}
+    attention_ml = None if evaluation.attention_mm3 is None else f"{evaluation.attention_mm3 / 1000:.1f}"
+    return [round_index, evaluation.mean_dice, *(dice.get(name) for name in organs), attention_ml, *effort]
+
+
+def next_commands(campaign: Campaign, config: str, result: RoundResult) -> list[str]:
+    """What the user would do next: annotate or look, compare rounds, go on."""
+    lines = []
+    if result.waiting:
+        lines.append(f"{result.annotation.open} cases wait for an annotator; then run the same command again")
+    if result.stop is not None:
+        lines.append(f"stop rule: {'met' if result.stop.met else 'not met'} ({result.stop.reason})")
+    store = campaign.tracking.uri or f"--backend-store-uri {campaign.tracking_uri}"
+    mlflow = f"open {campaign.tracking.uri} in a browser" if campaign.tracking.uri else f"mlflow server {store} --port 5000"
+    lines += [
+        f"annotate or look:  python -m ui {campaign.workspace} --round {result.round}",
+        f"compare rounds:    {mlflow}",
+    ]
+    if not result.waiting:
+        lines.append(f"next round:        python -m jobs.run_round {config} --round {result.round + 1}")
+    return lines

@@ -1,0 +1,45 @@
+"""Dice of a round's ensemble and of each architecture against reference labels.
+
+python -m jobs.evaluate CONFIG [--round N] [--split holdout] [--set key=value] [--dry-run]
+"""
+
+from typing import Annotated
+
+import typer
+
+from atlas_ray.cluster.session import ray_session
+from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, run
+from atlas_ray.records import Split
+from atlas_ray.steps import evaluate_step
+
+EvaluatedSplit = Annotated[Split, typer.Option("--split", help="Which split's predictions to compare with their reference.")]
+
+
+def main(
+    config: ConfigArgument,
+    round_: RoundOption = 0,
+    split: EvaluatedSplit = "holdout",
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Compare predictions with the reference labels of a split."""
+    campaign = open_campaign(config, set_, dry_run=dry_run)
+    workspace = campaign.open_workspace()
+    if dry_run:
+        done = workspace.predicted(round_)
+        rows = [(c.case_id, c.case_id in done, workspace.truth(c.case_id).exists()) for c in workspace.cases() if c.split == split]
+        print_table(f"would evaluate {split} in round {round_}", ("case", "predicted", "has reference"), rows)
+        return
+    with ray_session():
+        evaluation = evaluate_step(campaign, round_, split=split)
+    names = list(evaluation.architectures)
+    rows = [
+        (row.organ, row.dice, *(evaluation.architectures[name][index].dice for name in names))
+        for index, row in enumerate(evaluation.organs)
+    ]
+    rows.append(("mean", evaluation.mean_dice, *(evaluation.mean_by_architecture[name] for name in names)))
+    print_table(f"round {round_}: Dice on {evaluation.cases} {split} cases", ("organ", "ensemble", *names), rows)
+
+
+if __name__ == "__main__":
+    run(main)

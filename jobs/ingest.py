@@ -1,0 +1,31 @@
+"""Describe and check every case of every dataset of a campaign.
+
+python -m jobs.ingest CONFIG [--set key=value] [--dry-run]
+"""
+
+from atlas_ray.cluster.session import ray_session
+from atlas_ray.data.ingest import collect
+from atlas_ray.job import ConfigArgument, DryRunOption, SetOption, open_campaign, print_table, run
+from atlas_ray.steps import ingest_step
+
+
+def main(config: ConfigArgument, set_: SetOption = None, dry_run: DryRunOption = False) -> None:
+    """Describe and check every case; write the manifest, the labels and the quarantine list. Images stay where they are."""
+    campaign = open_campaign(config, set_, dry_run=dry_run)
+    workspace = campaign.open_workspace()
+    if dry_run:
+        found = collect(campaign.datasets, campaign.load_organs(), workspace, data_root=campaign.data_root)
+        print_table(
+            f"would ingest into {workspace.manifest}", ("case", "split", "image"), [(c.case_id, c.split, c.image) for c in found]
+        )
+        return
+    with ray_session():
+        report = ingest_step(campaign)
+    rows = [(q.case_id, q.reason) for q in report.quarantined]
+    print_table(
+        f"{len(report.cases)} cases, {len(report.skipped)} unchanged, {len(rows)} quarantined", ("quarantined", "reason"), rows
+    )
+
+
+if __name__ == "__main__":
+    run(main)

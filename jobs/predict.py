@@ -1,0 +1,53 @@
+"""Pseudo-labels and attention maps of every case, by the ensemble of a round.
+
+python -m jobs.predict CONFIG [--round N] [--split pool] [--set key=value] [--dry-run]
+"""
+
+from atlas_ray.cluster.prediction import forget_attempts
+from atlas_ray.cluster.session import ray_session
+from atlas_ray.job import (
+    ConfigArgument,
+    DryRunOption,
+    RetryFailedOption,
+    RoundOption,
+    SetOption,
+    SplitOption,
+    open_campaign,
+    print_table,
+    progress,
+    run,
+)
+from atlas_ray.steps import predict_step, to_predict
+
+
+def main(
+    config: ConfigArgument,
+    round_: RoundOption = 0,
+    split: SplitOption = None,
+    set_: SetOption = None,
+    retry_failed: RetryFailedOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Predict what is not predicted yet. A bad case is set aside with its reason; the others go on."""
+    campaign = open_campaign(config, set_, dry_run=dry_run)
+    splits = tuple(split or ("train", "pool", "holdout"))
+    cases = to_predict(campaign, splits)
+    if dry_run:
+        done = campaign.open_workspace().predicted(round_)
+        print_table(
+            f"would predict round {round_}",
+            ("case", "state"),
+            [(c.case_id, "done" if c.case_id in done else "to do") for c in cases],
+        )
+        return
+    if retry_failed:
+        for case in cases:
+            forget_attempts(campaign, round_, case.case_id)
+    with ray_session(), progress("predict", len(cases)) as advance:
+        summary = predict_step(campaign, round_, splits=splits, progress=lambda row: advance())
+    title = f"{summary.predicted} predicted, {summary.skipped} done before, actor's peak memory {summary.peak_mb:.0f} MB"
+    print_table(title, ("failed", "reason"), [(q.case_id, q.reason) for q in summary.failed])
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,26 @@
+"""Rank the predicted cases and put the ones worth the annotator's time into the queue.
+
+python -m jobs.prioritize CONFIG [--round N] [--set key=value] [--dry-run]
+"""
+
+from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, run
+from atlas_ray.steps import prioritize_step, round_scores
+
+
+def main(config: ConfigArgument, round_: RoundOption = 0, set_: SetOption = None, dry_run: DryRunOption = False) -> None:
+    """Write the priority list (CSV, Parquet, plot) and fill the annotation queue up to the budget."""
+    campaign = open_campaign(config, set_, dry_run=dry_run)
+    if dry_run:
+        ranked = campaign.strategy.rank(round_scores(campaign, round_))
+        chosen = set(campaign.effort.budget(ranked).case_ids)
+        rows = [(r.rank, r.case_id, f"{r.score:.0f}", "yes" if r.case_id in chosen else "") for r in ranked]
+        print_table(f"would queue {len(chosen)} of {len(ranked)} cases", ("rank", "case", "score", "queued"), rows)
+        return
+    budget = prioritize_step(campaign, round_)
+    workspace = campaign.open_workspace()
+    rows = [("cases", f"{budget.cases} of {budget.of_cases}"), ("minutes", f"{budget.minutes:.0f}"), ("days", f"{budget.days:.1f}")]
+    print_table(f"round {round_}: {workspace.priority_csv(round_)}", ("budget", ""), rows)
+
+
+if __name__ == "__main__":
+    run(main)

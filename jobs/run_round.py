@@ -1,0 +1,32 @@
+"""One whole round: ingest, train, predict, prioritize, annotate, merge, fine-tune, evaluate. Start it again to go on.
+
+python -m jobs.run_round CONFIG [--round N] [--set key=value] [--dry-run]
+"""
+
+from atlas_ray.cluster.session import ray_session
+from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, out, print_table, progress, run
+from atlas_ray.report import next_commands, round_rows
+from atlas_ray.rounds import STEPS, run_round
+
+
+def main(config: ConfigArgument, round_: RoundOption = 0, set_: SetOption = None, dry_run: DryRunOption = False) -> None:
+    """Run, or go on with, one round. With a human annotator it stops when the queue is filled and goes on when it is worked off."""
+    campaign = open_campaign(config, set_, dry_run=dry_run)
+    if dry_run:
+        done = campaign.open_workspace().finished_steps(round_)
+        print_table(
+            f"round {round_} in {campaign.workspace}", ("step", "finished"), [(step, done.get(step, "to do")) for step in STEPS]
+        )
+        return
+    with ray_session():
+        result = run_round(campaign, round_, bar=progress)
+    if result.skipped:
+        out.print(f"skipped, done before: {', '.join(result.skipped)}")
+    columns, rows = round_rows(campaign, [result])
+    print_table("what the round did (Dice on the holdout)", columns, rows)
+    for line in next_commands(campaign, config, result):
+        out.print(line)
+
+
+if __name__ == "__main__":
+    run(main)
