@@ -1,0 +1,103 @@
+"""The database opens anywhere, any number of times at once, and says clearly why it does not."""
+
+import multiprocessing
+import sqlite3
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from annotation_helpers import open_and_fill
+from sqlalchemy import insert, select, update
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.exc import IntegrityError, StatementError
+from sqlalchemy.schema import CreateTable
+
+from atlas_ray.annotation.database import Database, events, metadata, open_database, schema_version, sqlite_url, utc_now
+from atlas_ray.annotation.queue import Queue
+from atlas_ray.exceptions import ConfigError, WorkspaceError
+
+
+def test_opening_again_keeps_what_is_there(url: str) -> None:
+    with open_database(url) as database, database.write() as connection:
+        connection.execute(insert(events).values(created=utc_now(), user="anna", action="note"))
+    with open_database(url) as database, database.read() as connection:
+        assert connection.execute(select(events.c.user)).scalars().all() == ["anna"]
+
+
+def test_a_path_may_hold_any_character(tmp_path: Path) -> None:
+    path = tmp_path / "50 % done? #1" / "annotation.db"
+    open_database(sqlite_url(path)).close()
+    assert path.is_file()
+
+
+def test_processes_may_create_and_fill_it_at_the_same_moment(url: str) -> None:
+    processes, cases = 4, 20
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
+        barrier = manager.Barrier(processes)
+        added = [pool.submit(open_and_fill, url, barrier, cases) for _ in range(processes)]
+        assert sorted(future.result(60) for future in added) == [0, 0, 0, cases]
+    with open_database(url) as database:
+        assert len(Queue(database).items(1)) == cases
+
+
+def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
+    row = {"event_id": 1, "created": utc_now(), "user": "anna", "action": "note"}
+    with pytest.raises(IntegrityError), database.write() as connection:
+        for _ in range(2):  # the second has the same event_id
+            connection.execute(insert(events).values(row))
+    with database.read() as connection:
+        assert connection.execute(select(events)).all() == []
+
+
+def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
+    with database.write() as writer, database.read() as reader:
+        writer.execute(insert(events).values(created=utc_now(), user="anna", action="note"))
+        assert reader.execute(select(events)).all() == []
+
+
+def test_every_commit_reaches_the_disk(database: Database) -> None:
+    with database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+def test_a_time_without_zone_is_refused(database: Database) -> None:
+    with pytest.raises(StatementError, match="no time zone"), database.write() as connection:
+        connection.execute(insert(events).values(created=datetime(2026, 1, 1), user="anna", action="note"))
+
+
+def test_a_database_of_another_version_is_refused(url: str) -> None:
+    with open_database(url) as database, database.write() as connection:
+        connection.execute(update(schema_version).values(version=99))
+    with pytest.raises(WorkspaceError, match="table version 99; this atlas_ray reads 1"):
+        open_database(url)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "annotation.db"
+    path.write_text("this is a text file, and long enough to be looked at as one" * 20)
+    with pytest.raises(WorkspaceError, match=r"annotation\.db cannot be opened: .*not a database"):
+        open_database(sqlite_url(path))
+
+
+@pytest.mark.parametrize("url", ["annotation.db", "oracle9://host/db", "postgresql+nodriver://u:secret@host/db"])
+def test_an_unusable_url_is_a_configuration_error_that_shows_no_password(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"annotation\.database") as raised:
+        open_database(url)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("dialect", [postgresql.dialect(), mysql.dialect()], ids=lambda d: d.name)
+def test_the_tables_can_be_written_for_other_databases(dialect: object) -> None:
+    for table in metadata.sorted_tables:
+        assert f"CREATE TABLE {table.name}" in str(CreateTable(table).compile(dialect=dialect))  # type: ignore[arg-type]
+
+
+def test_the_file_is_readable_with_plain_sqlite(url: str, tmp_path: Path) -> None:
+    open_database(url).close()
+    connection = sqlite3.connect(tmp_path / "a folder" / "annotation.db")
+    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    connection.close()
+    assert names >= {"work_item", "revision", "component_verdict", "time_entry", "event"}
