@@ -1,0 +1,95 @@
+"""The app: REST, the editor's files and the Gradio page in one FastAPI process."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from atlas_ray.annotation.database import open_database, sqlite_url
+from atlas_ray.organs import Organs
+from atlas_ray.workspace import Workspace
+from ui.api import add_error_handlers, router
+from ui.login import Gate, Login, current_user
+from ui.store import Store
+
+
+class FreshStaticFiles(StaticFiles):
+    """Static files a browser checks for a newer version each time: an upgraded server must not meet an old editor."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def create_app(
+    workspace_root: str | Path,
+    *,
+    round: int,
+    organs: Organs,
+    database_url: str | None = None,
+    lease_minutes: float = 30.0,
+    login: Login | None = None,
+    local_only: bool = True,
+) -> FastAPI:
+    """The whole app of one round.
+
+    Args:
+        workspace_root: the campaign's folder.
+        organs: the campaign's organ set.
+        database_url: of queue and revisions; None is the SQLite file in the workspace.
+        login: None lets everybody on this machine in as "annotator".
+        local_only: refuse requests that did not come to localhost.
+
+    Raises:
+        ConfigError, WorkspaceError: the database cannot be opened.
+    """
+    workspace = Workspace(workspace_root)
+    database = open_database(database_url or sqlite_url(workspace.annotation_db))
+    store = Store(workspace, round_index=round, organs=organs, database=database, lease_minutes=lease_minutes)
+    login = login or Login(default_user="annotator")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        store.close()
+
+    app = FastAPI(title="atlas_ray", lifespan=lifespan, docs_url=None, redoc_url=None)  # their pages load from a CDN
+    app.state.store = store
+    app.include_router(router)
+    app.mount("/static", FreshStaticFiles(directory=str(files("ui") / "static")))
+    app.add_api_route("/login", login.page, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/login", login.enter, methods=["POST"], include_in_schema=False)
+    app.add_api_route("/logout", login.leave, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/", lambda: RedirectResponse("/ui/"), methods=["GET"], include_in_schema=False)
+    add_error_handlers(app)
+    mount_page(app, store)
+    app.add_middleware(Gate, login=login, local_only=local_only)
+    return app
+
+
+def mount_page(app: FastAPI, store: Store) -> None:
+    """Put the Gradio page at /ui, behind the same user as everything else."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    import gradio as gr
+
+    from ui.page import CSS, HEAD, THEME, build_page
+
+    gr.mount_gradio_app(
+        app,
+        build_page(store),
+        path="/ui",
+        auth_dependency=current_user,
+        theme=THEME,
+        css=CSS,
+        head=HEAD,
+        footer_links=[],
+        max_file_size="1mb",  # nothing is uploaded through Gradio
+        ssr_mode=False,
+    )

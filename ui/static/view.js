@@ -1,0 +1,369 @@
+// Three linked planes on Canvas 2D. Radiological convention: the patient's right is on the left of axial and coronal planes.
+//
+// A plane is two stacked canvases: the lower holds CT and overlays (redrawn when voxels, slice or window change), the upper holds
+// what follows the mouse (brush ring, crosshair, letters), so that moving the mouse never touches a voxel.
+
+import { orientation } from "./nifti.js";
+
+// What grows toward the right and toward the bottom of the screen.
+const DIRECTIONS = {
+  axial: { right: "L", down: "P" },
+  coronal: { right: "L", down: "I" },
+  sagittal: { right: "P", down: "I" },
+};
+const OPPOSITE = { R: "L", L: "R", A: "P", P: "A", S: "I", I: "S" };
+const WORLD_AXIS = { R: 0, L: 0, A: 1, P: 1, S: 2, I: 2 };
+const INK = "#dfe7ee";
+const FAINT = "rgba(223,231,238,0.55)";
+const CROSS = "rgba(94,200,255,0.75)";
+
+/** Everything the planes show. Voxel positions are in file axes. */
+export class Scene {
+  constructor(image) {
+    Object.assign(this, image); // dims, spacing, affine, data
+    this.orientation = orientation(image);
+    this.strides = [1, image.dims[0], image.dims[0] * image.dims[1]];
+    this.cursor = image.dims.map((n) => Math.floor(n / 2));
+    this.focus = image.dims.map((n) => (n - 1) / 2);
+    this.zoom = 1;
+    this.labels = null; // label map under the active organ
+    this.mask = null; // the active organ's own voxels
+    this.activeId = 0;
+    this.colors = new Map(); // label id -> [r, g, b]
+    this.hidden = new Uint8Array(256);
+    this.heat = null;
+    this.flags = null; // attention of the active organ: one bit per criterion
+    this.flagBits = 0; // 0 shows the heat of all organs
+    this.box = null; // the current attention component
+    this.show = { labels: true, attention: true, fill: true, outline: true, crosshair: true };
+    this.opacity = 0.22;
+    this.setWindow(400, 40);
+  }
+
+  setWindow(width, level) {
+    this.window = { width: Math.max(1, Math.round(width)), level: Math.round(level) };
+    const low = this.window.level - this.window.width / 2;
+    this.gray = new Uint32Array(65536); // index: value + 32768
+    for (let v = -32768; v < 32768; v++) {
+      const g = Math.max(0, Math.min(255, Math.round(((v - low) / this.window.width) * 255)));
+      this.gray[v + 32768] = (0xff000000 | (g << 16) | (g << 8) | g) >>> 0;
+    }
+  }
+
+  index([i, j, k]) {
+    return i + this.strides[1] * j + this.strides[2] * k;
+  }
+
+  clamp(position) {
+    return position.map((p, a) => Math.max(0, Math.min(this.dims[a] - 1, Math.round(p))));
+  }
+
+  labelAt(voxel) {
+    if (this.mask && this.mask[voxel]) return this.activeId;
+    const id = this.labels ? this.labels[voxel] : 0;
+    return id === this.activeId ? 0 : id;
+  }
+}
+
+/** Color of heat 1..255: black body, from dark red over orange and yellow to white; faint heat is transparent. */
+const THERMAL = (() => {
+  const table = new Uint32Array(256);
+  for (let h = 1; h < 256; h++) {
+    const t = h / 255;
+    const r = Math.min(255, Math.round(90 + 330 * t));
+    const g = Math.max(0, Math.min(255, Math.round(400 * (t - 0.28))));
+    const b = Math.max(0, Math.min(255, Math.round(700 * (t - 0.68))));
+    const a = Math.round(255 * Math.min(0.82, 0.25 + 0.75 * t));
+    table[h] = ((a << 24) | (b << 16) | (g << 8) | r) >>> 0;
+  }
+  return table;
+})();
+
+export function thermalCss(h) {
+  const c = THERMAL[h];
+  return `rgba(${c & 255},${(c >> 8) & 255},${(c >> 16) & 255},${((c >>> 24) / 255).toFixed(2)})`;
+}
+
+export class Plane {
+  constructor(element, name) {
+    Object.assign(this, { element, name, ring: null, scene: null });
+    this.base = element.appendChild(document.createElement("canvas"));
+    this.top = element.appendChild(document.createElement("canvas"));
+    this.layers = ["ct", "heat", "fill"].reduce((all, key) => ({ ...all, [key]: document.createElement("canvas") }), {});
+    new ResizeObserver(() => this.resize()).observe(element);
+  }
+
+  setScene(scene) {
+    this.scene = scene;
+    const { right, down } = DIRECTIONS[this.name];
+    const along = (letter) => {
+      const world = WORLD_AXIS[letter];
+      const axis = scene.orientation.axis[world];
+      const grows = "RAS".includes(letter) ? 1 : -1;
+      return { axis, flip: scene.orientation.sign[world] !== grows, size: scene.dims[axis], stride: scene.strides[axis], mm: scene.spacing[axis] };
+    };
+    this.u = along(right);
+    this.v = along(down);
+    const depth = 3 - this.u.axis - this.v.axis;
+    this.w = { axis: depth, size: scene.dims[depth], stride: scene.strides[depth] };
+    for (const canvas of Object.values(this.layers)) Object.assign(canvas, { width: this.u.size, height: this.v.size });
+    this.pixels = {};
+    for (const [key, canvas] of Object.entries(this.layers)) {
+      const context = canvas.getContext("2d", { willReadFrequently: true });
+      const image = context.createImageData(this.u.size, this.v.size);
+      this.pixels[key] = { context, image, words: new Uint32Array(image.data.buffer) };
+    }
+    this.slice = new Uint8Array(this.u.size * this.v.size);
+    this.resize();
+  }
+
+  resize() {
+    const ratio = window.devicePixelRatio || 1;
+    const { clientWidth: width, clientHeight: height } = this.element;
+    if (!width || !height) return;
+    for (const canvas of [this.base, this.top]) Object.assign(canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
+    Object.assign(this, { width, height, ratio });
+    this.draw();
+  }
+
+  // --- geometry: screen pixel <-> voxel ---
+
+  get scale() {
+    const fit = Math.min(this.width / (this.u.size * this.u.mm), this.height / (this.v.size * this.v.mm));
+    return fit * this.scene.zoom; // screen pixels per mm
+  }
+
+  place() {
+    const k = this.scale;
+    const at = (a) => (a.flip ? a.size - 1 - this.scene.focus[a.axis] : this.scene.focus[a.axis]) + 0.5;
+    const [sx, sy] = [this.u.mm * k, this.v.mm * k];
+    return { sx, sy, ox: this.width / 2 - at(this.u) * sx, oy: this.height / 2 - at(this.v) * sy };
+  }
+
+  /** Voxel coordinates (fractions; the center of a voxel is its integer) under a screen position of this plane. */
+  toVoxel(px, py) {
+    const { sx, sy, ox, oy } = this.place();
+    const position = [...this.scene.cursor];
+    const set = (a, at) => (position[a.axis] = a.flip ? a.size - 1 - at : at);
+    set(this.u, (px - ox) / sx - 0.5);
+    set(this.v, (py - oy) / sy - 0.5);
+    return position;
+  }
+
+  /** Screen position of a voxel's center. */
+  toScreen(position) {
+    const { sx, sy, ox, oy } = this.place();
+    const at = (a) => (a.flip ? a.size - 1 - position[a.axis] : position[a.axis]) + 0.5;
+    return [ox + at(this.u) * sx, oy + at(this.v) * sy];
+  }
+
+  pan(dx, dy) {
+    const { sx, sy } = this.place();
+    const { focus, dims } = this.scene;
+    const move = (a, d) => (focus[a.axis] = Math.max(0, Math.min(dims[a.axis] - 1, focus[a.axis] + (a.flip ? d : -d))));
+    move(this.u, dx / sx);
+    move(this.v, dy / sy);
+  }
+
+  // --- drawing ---
+
+  draw() {
+    if (!this.scene || !this.width) return;
+    this.fillPixels();
+    const c = this.base.getContext("2d");
+    const { sx, sy, ox, oy } = this.place();
+    const [w, h] = [this.u.size * sx, this.v.size * sy];
+    c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    c.fillStyle = "#000";
+    c.fillRect(0, 0, this.width, this.height);
+    const { show } = this.scene;
+    c.imageSmoothingEnabled = true;
+    c.imageSmoothingQuality = "high";
+    c.drawImage(this.layers.ct, ox, oy, w, h);
+    if (show.attention && this.scene.heat) c.drawImage(this.layers.heat, ox, oy, w, h);
+    if (show.labels) {
+      c.imageSmoothingEnabled = false; // a label voxel is a voxel
+      if (show.fill) c.drawImage(this.layers.fill, ox, oy, w, h);
+      if (show.outline) this.drawOutlines(c, { sx, sy, ox, oy });
+    }
+    this.drawTop();
+  }
+
+  /** One pass over the slice's voxels, row by row on the screen. */
+  fillPixels() {
+    const { scene, u, v, slice } = this;
+    const { data, gray, heat, flags, flagBits } = scene;
+    const { ct, heat: hot, fill } = this.pixels;
+    const [du, dv] = [u.flip ? -u.stride : u.stride, v.flip ? -v.stride : v.stride];
+    let start = scene.cursor[this.w.axis] * this.w.stride + (u.flip ? (u.size - 1) * u.stride : 0) + (v.flip ? (v.size - 1) * v.stride : 0);
+    const withHeat = scene.show.attention && heat;
+    const withLabels = scene.show.labels;
+    const paint = this.paintTable();
+    for (let y = 0, p = 0; y < v.size; y++, start += dv) {
+      for (let x = 0, voxel = start; x < u.size; x++, p++, voxel += du) {
+        ct.words[p] = gray[data[voxel] + 32768];
+        if (withHeat) hot.words[p] = !flagBits || (flags && flags[voxel] & flagBits) ? THERMAL[heat[voxel]] : 0;
+        if (withLabels) {
+          const id = scene.labelAt(voxel);
+          slice[p] = scene.hidden[id] ? 0 : id;
+          fill.words[p] = paint[slice[p]];
+        }
+      }
+    }
+    ct.context.putImageData(ct.image, 0, 0);
+    if (withHeat) hot.context.putImageData(hot.image, 0, 0);
+    if (withLabels) fill.context.putImageData(fill.image, 0, 0);
+  }
+
+  paintTable() {
+    const table = new Uint32Array(256);
+    for (const [id, [r, g, b]] of this.scene.colors) {
+      const opacity = this.scene.opacity * (id === this.scene.activeId ? 1.35 : 1);
+      table[id] = ((Math.round(255 * Math.min(1, opacity)) << 24) | (b << 16) | (g << 8) | r) >>> 0;
+    }
+    return table;
+  }
+
+  /** Voxel-exact outlines in screen resolution; runs of equal edges along a row become one line. */
+  drawOutlines(c, { sx, sy, ox, oy }) {
+    const paths = new Map();
+    const line = (id, x0, y0, x1, y1) => {
+      if (!id) return;
+      if (!paths.has(id)) paths.set(id, new Path2D());
+      const path = paths.get(id);
+      path.moveTo(ox + x0 * sx, oy + y0 * sy);
+      path.lineTo(ox + x1 * sx, oy + y1 * sy);
+    };
+    const { slice } = this;
+    const [nx, ny] = [this.u.size, this.v.size];
+    for (let y = 0; y < ny; y++) {
+      let [from, above, here] = [0, 0, 0]; // the horizontal edge being lengthened
+      for (let x = 0; x <= nx; x++) {
+        const b = x < nx ? slice[y * nx + x] : 0;
+        const up = x < nx && y > 0 ? slice[(y - 1) * nx + x] : 0;
+        if (b !== here || up !== above) {
+          if (above !== here) { line(above, from, y, x, y); line(here, from, y, x, y); }
+          [from, above, here] = [x, up, b];
+        }
+        const a = x > 0 ? slice[y * nx + x - 1] : 0;
+        if (x < nx && a !== b) { line(a, x, y, x, y + 1); line(b, x, y, x, y + 1); }
+      }
+    }
+    c.lineJoin = c.lineCap = "round";
+    const ids = [...paths.keys()].sort((a, b) => (a === this.scene.activeId) - (b === this.scene.activeId));
+    for (const id of ids) {
+      c.strokeStyle = `rgb(${(this.scene.colors.get(id) ?? [255, 255, 255]).join(",")})`;
+      c.lineWidth = id === this.scene.activeId ? 2 : 1.1;
+      c.stroke(paths.get(id));
+    }
+  }
+
+  drawTop() {
+    if (!this.scene || !this.width) return;
+    const c = this.top.getContext("2d");
+    c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
+    c.clearRect(0, 0, this.width, this.height);
+    if (this.scene.box) this.drawBox(c);
+    if (this.scene.show.crosshair) this.drawCrosshair(c);
+    this.drawLetters(c);
+    this.drawScaleBar(c);
+    if (this.name === "axial" && this.scene.show.attention && this.scene.heat) this.drawLegend(c);
+    if (this.ring) this.drawRing(c);
+  }
+
+  drawBox(c) {
+    const { box, cursor } = this.scene;
+    const [start, stop] = box[this.w.axis];
+    if (cursor[this.w.axis] < start || cursor[this.w.axis] >= stop) return;
+    const [x0, y0] = this.toScreen(box.map(([from]) => from - 0.5));
+    const [x1, y1] = this.toScreen(box.map(([, to]) => to - 0.5));
+    c.setLineDash([5, 4]);
+    c.strokeStyle = "rgba(255,255,255,0.85)";
+    c.lineWidth = 1;
+    c.strokeRect(Math.min(x0, x1) - 3, Math.min(y0, y1) - 3, Math.abs(x1 - x0) + 6, Math.abs(y1 - y0) + 6);
+    c.setLineDash([]);
+  }
+
+  drawCrosshair(c) {
+    const [x, y] = this.toScreen(this.scene.cursor);
+    const gap = 14;
+    c.strokeStyle = CROSS;
+    c.lineWidth = 1;
+    c.beginPath();
+    for (const [x0, y0, x1, y1] of [[0, y, x - gap, y], [x + gap, y, this.width, y], [x, 0, x, y - gap], [x, y + gap, x, this.height]]) {
+      c.moveTo(Math.round(x0) + 0.5, Math.round(y0) + 0.5);
+      c.lineTo(Math.round(x1) + 0.5, Math.round(y1) + 0.5);
+    }
+    c.stroke();
+  }
+
+  drawLetters(c) {
+    const { right, down } = DIRECTIONS[this.name];
+    const text = (letter, x, y, align, color, font) => {
+      c.font = font;
+      c.textAlign = align;
+      c.textBaseline = "middle";
+      c.lineWidth = 3;
+      c.strokeStyle = "rgba(0,0,0,0.8)";
+      c.strokeText(letter, x, y);
+      c.fillStyle = color;
+      c.fillText(letter, x, y);
+    };
+    const big = "600 15px system-ui, sans-serif";
+    text(OPPOSITE[right], 9, this.height / 2, "left", "#ffd479", big);
+    text(right, this.width - 9, this.height / 2, "right", "#ffd479", big);
+    text(OPPOSITE[down], this.width / 2, 14, "center", "#ffd479", big);
+    text(down, this.width / 2, this.height - 14, "center", "#ffd479", big);
+    const small = "12px system-ui, sans-serif";
+    const slice = this.scene.cursor[this.w.axis] + 1;
+    text(`${this.name[0].toUpperCase()}${this.name.slice(1)}  ${slice} / ${this.w.size}`, 9, 14, "left", INK, small);
+    if (this.name === "axial") text(`W ${this.scene.window.width}  L ${this.scene.window.level}`, this.width - 9, 14, "right", INK, small);
+  }
+
+  drawScaleBar(c) {
+    const k = this.scale;
+    const mm = [200, 100, 50, 20, 10, 5, 2, 1].find((length) => length * k <= this.width / 4) ?? 1;
+    const [x, y] = [10, this.height - 12];
+    c.lineWidth = 4;
+    for (const [color, width] of [["rgba(0,0,0,0.8)", 4], [INK, 1.6]]) {
+      c.strokeStyle = color;
+      c.lineWidth = width;
+      c.beginPath();
+      c.moveTo(x, y - 4); c.lineTo(x, y); c.lineTo(x + mm * k, y); c.lineTo(x + mm * k, y - 4);
+      c.stroke();
+    }
+    c.font = "11px system-ui, sans-serif";
+    c.textAlign = "left";
+    c.textBaseline = "bottom";
+    c.fillStyle = INK;
+    c.fillText(`${mm} mm`, x + 4, y - 3);
+  }
+
+  drawLegend(c) {
+    const [w, h, x, y] = [90, 7, this.width - 100, this.height - 18];
+    for (let i = 0; i < w; i++) {
+      c.fillStyle = thermalCss(1 + Math.round((i / (w - 1)) * 254));
+      c.fillRect(x + i, y, 1, h);
+    }
+    c.strokeStyle = FAINT;
+    c.lineWidth = 0.5;
+    c.strokeRect(x, y, w, h);
+    c.font = "11px system-ui, sans-serif";
+    c.fillStyle = INK;
+    c.textBaseline = "bottom";
+    c.textAlign = "left";
+    c.fillText("attention", x, y - 2);
+  }
+
+  drawRing(c) {
+    const { x, y, radius, erase } = this.ring;
+    c.beginPath();
+    c.arc(x, y, Math.max(2, radius * this.scale), 0, 2 * Math.PI);
+    c.lineWidth = 2.5;
+    c.strokeStyle = "rgba(0,0,0,0.6)";
+    c.stroke();
+    c.lineWidth = 1.2;
+    c.strokeStyle = erase ? "#ff8f8f" : "#ffffff";
+    c.stroke();
+  }
+}
