@@ -6,6 +6,7 @@ Conventions: arrays are [X, Y, Z] as nibabel gives them; affines map voxel index
 direction in which each array axis grows, so in RAS a smaller first index is the patient's LEFT. Spacing is in mm, in array order.
 """
 
+import math
 import os
 import zlib
 from dataclasses import dataclass, replace
@@ -16,9 +17,10 @@ import nibabel
 import nibabel.filebasedimages
 import nibabel.orientations
 import nibabel.spatialimages
+import nibabel.wrapstruct
 import numpy as np
 import numpy.typing as npt
-from isal import igzip
+from isal import igzip, igzip_lib
 
 from atlas_ray.exceptions import CaseError, GeometryError
 from atlas_ray.schema import IntTriple, Triple
@@ -27,6 +29,15 @@ Array = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]  # [4, 4]
 
 GZIP_LEVEL = 1  # isal's fastest: labels shrink as well as at zlib 6, CT to within 3 %
+NIFTI_KINDS = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}  # by the header's first field, its own size in bytes
+HEADER_ERRORS = (
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+    nibabel.wrapstruct.WrapStructError,
+    ValueError,
+    OverflowError,
+)
+FARTHEST_MM = 1e6  # no scanner's origin lies a kilometer away; what does is not a number of millimeters
 SLICE_GAP_TOLERANCE = 0.05  # of the median gap; scanners round positions to 0.01 mm, a missing slice doubles a gap
 
 
@@ -82,10 +93,7 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     """
     start = nibabel.io_orientation(volume.affine)
     end = nibabel.orientations.axcodes2ornt(tuple(orientation))
-    change = nibabel.orientations.ornt_transform(start, end)
-    voxels = nibabel.orientations.apply_orientation(volume.voxels, change)
-    affine = volume.affine @ nibabel.orientations.inv_ornt_aff(change, volume.shape)
-    return Volume(voxels, affine)
+    return _turned(volume, nibabel.orientations.ornt_transform(start, end))
 
 
 def same_grid(a: Volume, b: Volume, *, tolerance_mm: float = 0.01) -> bool:
@@ -107,14 +115,20 @@ def onto_grid_of(label: Volume, image: Volume, *, tolerance_mm: float = 0.01) ->
     """
     if same_grid(label, image, tolerance_mm=tolerance_mm):
         return Volume(label.voxels, image.affine, image.header)
-    turned = reorient(label, image.orientation)
+    turned = _turned(label, nibabel.io_orientation(np.linalg.inv(image.affine) @ label.affine))
     if same_grid(turned, image, tolerance_mm=tolerance_mm):
         return Volume(turned.voxels, image.affine, image.header)
     off_mm = corner_distance_mm(turned.affine, image.affine, image.shape)
     raise GeometryError(
         f"label grid {label.shape} {label.orientation} is not the image's {image.shape} {image.orientation} "
-        f"(corners up to {off_mm:.1f} mm apart, {tolerance_mm} allowed)"
+        f"(corners up to {off_mm:.1f} mm apart, {tolerance_mm:g} allowed)"
     )
+
+
+def _turned(volume: Volume, change: Array) -> Volume:
+    """Axes permuted and flipped as nibabel's orientation array [3, 2] (axis, direction) says; a view."""
+    voxels = nibabel.orientations.apply_orientation(volume.voxels, change)
+    return Volume(voxels, volume.affine @ nibabel.orientations.inv_ornt_aff(change, volume.shape))
 
 
 # --- resampling -----------------------------------------------------------------------------------------------------
@@ -189,55 +203,75 @@ def read_volume(path: str | Path, *, series_uid: str | None = None) -> Volume:
     path = Path(path)
     if path.is_dir():
         return _read_dicom(path, series_uid)
-    image = _open_nifti(path)
-    if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
+    image, size = _open_nifti(path)
+    if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]) or min(image.shape) < 1:
         raise CaseError(f"{path} has shape {image.shape}; three dimensions are allowed")
     header = image.header
     if header.get_data_dtype().kind not in "iuf":
         raise CaseError(f"{path} holds {header.get_data_dtype()}; integers and floats are allowed")
-    try:
-        voxels = np.asanyarray(image.dataobj).reshape(image.shape[:3])
-    except (ValueError, OSError) as error:
-        raise CaseError(f"{path} is truncated: {error}") from error
-    if voxels.dtype == np.float64:
-        voxels = voxels.astype(np.float32)
-    affine = np.asarray(image.affine, np.float64)
-    _require_geometry(path, header, affine)
-    return Volume(voxels, affine, header)
+    needed = int(image.dataobj.offset) + math.prod(map(int, image.shape)) * int(header.get_data_dtype().itemsize)
+    if size < needed:
+        raise CaseError(f"{path} is truncated: {size} bytes after decompression, {needed} needed for shape {image.shape}")
+    affine = _affine_of(path, header)
+    return Volume(_voxels(image.dataobj).reshape(image.shape[:3]), affine, header)
 
 
-def _open_nifti(path: Path) -> Any:
+def _voxels(stored: Any) -> Array:
+    """As stored where it is not scaled, so that int16 stays int16; float32 where it is, or is wider. In the machine's byte order,
+    because torch reads no other."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit float32 becomes infinite, and is found as such
+        if (stored.slope, stored.inter) != (1, 0):
+            return np.asarray(stored.__array__(np.float32))
+        voxels: Array = stored.get_unscaled()
+        wide = voxels.dtype.kind == "f" and voxels.dtype.itemsize > 4
+        return voxels.astype(np.float32 if wide else voxels.dtype.newbyteorder("="), copy=False)
+
+
+def _open_nifti(path: Path) -> tuple[Any, int]:
+    """The image, its voxels not yet read, and the file's size in bytes after decompression."""
     try:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = igzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, igzip_lib.IsalError) as error:
         raise CaseError(f"{path} cannot be read: {error or type(error).__name__}") from error
-    except Exception as error:
-        if type(error).__name__ != "IsalError":
-            raise
-        raise CaseError(f"{path} is truncated or not gzip: {error}") from error
-    for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
-        try:
-            return kind.from_bytes(data)
-        except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, ValueError):
-            continue
-    raise CaseError(f"{path} is not a NIfTI file ({len(data)} bytes after decompression)")
+    sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
+    kinds = [kind for size, kind in NIFTI_KINDS.items() if size in sizes]
+    if not kinds:
+        raise CaseError(f"{path} is not a NIfTI file ({len(data)} bytes after decompression)")
+    try:
+        with np.errstate(all="ignore"):
+            return kinds[0].from_bytes(data), len(data)
+    except HEADER_ERRORS as error:
+        raise CaseError(f"{path} has no valid NIfTI header: {error}") from error
 
 
-def _require_geometry(path: Path, header: Any, affine: Affine) -> None:
+def _affine_of(path: Path, header: Any) -> Affine:
+    """Of the form that holds: the sform, or else the qform. Raises GeometryError where it is missing or no geometry."""
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         raise GeometryError(f"{path} has no geometry: sform_code and qform_code are both 0")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise GeometryError(f"{path} has a singular affine {affine[:3].tolist()}")
+    try:
+        with np.errstate(all="ignore"):
+            affine = np.asarray(header.get_best_affine(), np.float64)
+            usable = np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM and None not in nibabel.aff2axcodes(affine)
+    except ValueError as error:
+        raise GeometryError(f"{path} has a qform that is no rotation: {error}") from error
+    if not usable or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise GeometryError(f"{path} has an affine that is no grid in mm: {affine[:3].tolist()}")
+    return affine
 
 
 def form_disagreement_mm(volume: Volume) -> float:
-    """Largest corner distance between a NIfTI file's sform and qform; 0 where only one is set."""
+    """Largest corner distance between a NIfTI file's sform and qform; 0 where only one is set, infinite where the qform is
+    no rotation."""
     header = volume.header
     if header is None or int(header["sform_code"]) == 0 or int(header["qform_code"]) == 0:
         return 0.0
-    return corner_distance_mm(header.get_sform(), header.get_qform(), volume.shape)
+    try:
+        with np.errstate(all="ignore"):
+            return corner_distance_mm(header.get_sform(), header.get_qform(), volume.shape)
+    except ValueError:
+        return float("inf")
 
 
 def nifti_bytes(volume: Volume) -> bytes:
@@ -251,7 +285,7 @@ def nifti_bytes(volume: Volume) -> bytes:
     else:
         image = nibabel.Nifti1Image(voxels, volume.affine)
         image.header.set_sform(volume.affine, code=1)
-        image.header.set_qform(volume.affine, code=1)
+        image.header.set_qform(volume.affine, code=0 if _is_sheared(volume.affine) else 1)
         image.header.set_xyzt_units("mm")
     image.header.set_data_dtype(voxels.dtype)
     image.header.set_slope_inter(1, 0)
@@ -271,9 +305,16 @@ def header_from_bytes(data: bytes) -> Any:
     return kind(data)
 
 
+def _is_sheared(affine: Affine) -> bool:
+    """A qform cannot say a tilted gantry; setting one would contradict the sform."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > 1e-4)
+
+
 def write_volume(path: str | Path, volume: Volume) -> None:
     """Write `.nii.gz` so that the file is either whole or absent (temporary file, fsync, rename)."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         file.write(nifti_bytes(volume))
