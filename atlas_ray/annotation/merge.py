@@ -116,7 +116,7 @@ def _overlay(draft: LabelMap, layer: LabelMap, label_ids: Iterable[int]) -> None
         raise GeometryError(f"label maps of shape {draft.shape} and {layer.shape} cannot be merged; they share one grid")
     known = np.zeros(256, bool)
     known[list(label_ids)] = True
-    draft[known[draft]] = 0
+    np.copyto(draft, 0, where=known[draft])
     np.copyto(draft, layer, where=known[layer])
 
 

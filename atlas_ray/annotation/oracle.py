@@ -75,13 +75,13 @@ class OracleAnnotator(Schema):
                 raise GeometryError(f"{what} has shape {array.shape}, the draft {draft.shape}; they share one grid")
         known = organs.names if organs_with_truth is None else organs_with_truth
         reach = {name: region for name, region in self._reach(attention, organs, spacing).items() if name in known}
-        revised = draft.copy()
+        revised = draft.copy(order="K")  # volumes from files are Fortran-ordered; mixed orders cost a factor of twenty
         for name, region in reach.items():
             label_id = organs.label_id(name)
-            revised[region & (draft == label_id) & (truth != label_id)] = 0
+            np.copyto(revised, 0, where=region & (draft == label_id) & (truth != label_id))
         for name, region in reach.items():  # after all losses, so that what one organ gives another can take
             label_id = organs.label_id(name)
-            revised[region & (truth == label_id)] = label_id
+            np.copyto(revised, label_id, where=region & (truth == label_id))
         before_and_after = ((name, organs.mask(draft, name), organs.mask(revised, name)) for name in organs.names)
         return {name: after for name, before, after in before_and_after if not np.array_equal(before, after)}
 
@@ -108,6 +108,8 @@ def dilate(mask: Mask, radius_mm: float, spacing: Triple) -> Mask:
 
     The distance is measured inside the box around each island, not over the volume: 512 x 512 x 600 distances are 1.3 GB.
     """
+    if mask.flags.f_contiguous and not mask.flags.c_contiguous:  # scipy is four times slower along the wrong axis
+        return dilate(mask.T, radius_mm, spacing[::-1]).T
     grown = mask.copy()
     if radius_mm == 0:
         return grown

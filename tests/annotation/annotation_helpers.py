@@ -4,8 +4,8 @@ import os
 import signal
 import time
 from datetime import UTC, datetime, timedelta
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import Barrier  # a manager's proxy has its methods
 
 from atlas_ray.annotation.database import open_database
 from atlas_ray.annotation.queue import LeaseError, Queue, QueueEntry
@@ -34,7 +34,7 @@ def open_and_fill(url: str, barrier: Barrier, cases: int) -> int:
 
 def lease_all(url: str, barrier: Barrier, user: str) -> list[str]:
     """Lease until nothing is left, submitting none: each `next` of one user would give the same item, so users are many."""
-    leased = []
+    leased: list[str] = []
     with open_database(url) as database:
         queue = Queue(database)
         barrier.wait(30)

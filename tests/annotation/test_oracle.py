@@ -151,6 +151,7 @@ def test_dilation_of_islands_equals_the_distance_over_the_whole_volume() -> None
     centers = np.stack(np.meshgrid(*(np.arange(n) * s for n, s in zip(mask.shape, spacing, strict=True)), indexing="ij"), -1)
     nearest = np.min([np.linalg.norm(centers - voxel, axis=-1) for voxel in voxels], axis=0)
     assert np.array_equal(dilate(mask, 3.0, spacing), nearest <= 3.0)
+    assert np.array_equal(dilate(np.asfortranarray(mask), 3.0, spacing), nearest <= 3.0)
 
 
 def test_nothing_grows_from_nothing() -> None:

@@ -265,10 +265,11 @@ def test_every_action_leaves_an_event(queue: Queue, clock: Clock) -> None:
 def test_two_connections_that_saw_the_same_free_item_do_not_both_get_it(queue: Queue, url: str, clock: Clock) -> None:
     with open_database(url) as other:
         second = Queue(other, now=clock)
-        seen = queue._candidate(1, "anna"), second._candidate(1, "ben")
-        assert seen[0] == seen[1]
-        assert queue._take(seen[0], "anna", queue._free_for("anna")) is not None
-        assert second._take(seen[1], "ben", second._free_for("ben")) is None
+        free = queue._candidate(1, "anna")
+        assert free is not None
+        assert second._candidate(1, "ben") == free
+        assert queue._take(free, "anna", queue._free_for("anna")) is not None
+        assert second._take(free, "ben", second._free_for("ben")) is None
         ben = second.next("ben")
         assert ben is not None
         assert ben.case_id == "b"

@@ -114,7 +114,7 @@ def test_masks_of_two_grids_are_not_compared() -> None:
         ([[0, 1]], "integers [N, 3]"),
     ],
 )
-def test_malformed_runs_are_refused_by_number(runs: list[object], message: str) -> None:
+def test_malformed_runs_are_refused_by_number(runs: npt.ArrayLike, message: str) -> None:
     pattern = message.replace("(", r"\(").replace(")", r"\)").replace("[", r"\[").replace("]", r"\]")
     with pytest.raises(RevisionError, match=pattern):
         apply_runs(mask_of(), runs)
