@@ -68,6 +68,7 @@ def create_app(
     app.add_api_route("/login", login.enter, methods=["POST"], include_in_schema=False)
     app.add_api_route("/logout", login.leave, methods=["GET"], include_in_schema=False)
     app.add_api_route("/", lambda: RedirectResponse("/ui/"), methods=["GET"], include_in_schema=False)
+    app.add_api_route("/favicon.ico", lambda: Response(status_code=204), methods=["GET"], include_in_schema=False)
     add_error_handlers(app)
     mount_page(app, store)
     app.add_middleware(Gate, login=login, local_only=local_only)
@@ -79,7 +80,7 @@ def mount_page(app: FastAPI, store: Store) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     import gradio as gr
 
-    from ui.page import CSS, HEAD, THEME, build_page
+    from ui.page import CSS, HEAD, ON_LOAD, THEME, build_page
 
     gr.mount_gradio_app(
         app,
@@ -89,6 +90,7 @@ def mount_page(app: FastAPI, store: Store) -> None:
         theme=THEME,
         css=CSS,
         head=HEAD,
+        js=ON_LOAD,
         footer_links=[],
         max_file_size="1mb",  # nothing is uploaded through Gradio
         ssr_mode=False,

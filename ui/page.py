@@ -16,11 +16,19 @@ from ui.store import Store
 COLUMNS = ["#", "Case", "Organs", "Attention (ml)", "State", "Annotator", "Minutes"]
 TYPES = ["number", "str", "str", "number", "str", "str", "number"]
 THEME = gr.themes.Base(primary_hue="sky", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-HEAD = '<link rel="stylesheet" href="/static/editor.css"><link rel="icon" href="data:,">'
+HEAD = '<link rel="stylesheet" href="/static/editor.css">'
+ON_LOAD = "() => document.body.classList.add('dark')"  # a CT is judged in a dark room
 CSS = """
-.gradio-container { padding: 6px 10px !important; max-width: none !important; }
-.gradio-container .tabs { gap: 4px; }
-#queue-bar { align-items: center; }
+body.dark { --body-background-fill: #0c1015; background: #0c1015; }
+.gradio-container, .gradio-container .main, .gradio-container .wrap, .gradio-container .tabitem { padding: 0 !important; }
+.gradio-container { max-width: none !important; }
+.gradio-container main.contain, .gradio-container main.fillable { padding: 2px 8px 0 8px !important; }
+.gradio-container .tabs, .gradio-container .column { gap: 2px !important; }
+.gradio-container .tab-wrapper { height: 34px; padding: 0; margin: 0; }
+#editor .html-container { padding: 0 !important; }
+#queue-bar { align-items: center; padding: 10px 4px 4px; }
+#queue { padding: 0 4px; }
+#editor { padding: 0; }
 """
 
 MOUNT = """

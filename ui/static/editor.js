@@ -593,7 +593,7 @@ class Editor {
   showCase() {
     const { info } = this;
     this.parts.case.textContent = info.case_id;
-    const size = `${info.shape.join(" × ")} voxels, ${info.spacing.map((s) => s.toFixed(2)).join(" × ")} mm`;
+    const size = `${info.shape.join(" × ")}, ${info.spacing.map((s) => s.toFixed(2)).join(" × ")} mm`;
     this.parts["case-note"].textContent = this.readOnly ? `read only: ${this.readOnly}` : size;
     this.root.dataset.readOnly = Boolean(this.readOnly);
     this.root.querySelector('[data-do="submit"]').textContent = info.item.state === "submitted" ? "Reopen" : "Submit";
@@ -622,8 +622,8 @@ class Editor {
     const color = Object.fromEntries(this.info.organs.map((organ) => [organ.name, organ.color]));
     this.parts.components.innerHTML = this.components.map((c, n) => `
       <li data-component="${n}" aria-current="${n === this.current}" data-verdict="${c.verdict ?? ""}">
-        <i style="background:${color[c.organ]}"></i><b>${c.index}</b><span>${pretty(c.organ)}<small>${c.criteria.map(pretty).join(", ")}</small></span>
-        <em>${(c.volume_mm3 / 1000).toFixed(c.volume_mm3 < 1000 ? 2 : 1)} ml</em>
+        <i style="background:${color[c.organ]}"></i><b>${c.index}</b><span>${pretty(c.organ)} <em>${(c.volume_mm3 / 1000).toFixed(c.volume_mm3 < 1000 ? 2 : 1)} ml</em>
+        <small>${c.criteria.map(pretty).join(", ")}</small></span>
         <div>${[["accepted", "✓"], ["fixed", "✎"], ["not_an_error", "✗"]].map(([v, sign]) =>
     `<button data-component="${n}" data-verdict="${v}" aria-pressed="${c.verdict === v}" title="${REASONS[v]}">${sign}</button>`).join("")}</div></li>`).join("");
     this.parts.components.querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
