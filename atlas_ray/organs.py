@@ -9,6 +9,7 @@ Three numberings exist and must not be mixed:
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -104,34 +105,54 @@ class Organs(Schema):
 
     def present(self, labels: LabelMap) -> tuple[str, ...]:
         """Names of the organs with at least one voxel, in channel order."""
-        counts = np.bincount(labels.ravel(), minlength=256)
-        return tuple(organ.name for organ in self if counts[organ.label_id])
+        found = _values(labels)
+        return tuple(organ.name for organ in self if organ.label_id in found)
 
     def channels(self, labels: LabelMap) -> npt.NDArray[np.bool_]:
         """Label map [X, Y, Z] -> one mask per channel [K, X, Y, Z]."""
         return np.stack([labels == label_id for label_id in self.label_ids])
 
-    def convert(self, labels: npt.NDArray[np.integer], *, to: "Organs", ids: dict[int, str] | None = None) -> LabelMap:
+    def convert(self, labels: npt.NDArray[Any], *, to: "Organs", ids: dict[int, str] | None = None) -> LabelMap:
         """Renumber a label map of this set into another set, by organ name; organs `to` lacks become background.
 
         Args:
-            labels: [X, Y, Z] integers.
+            labels: [X, Y, Z] integers, or floats that hold integers.
             to: the set whose label ids the result holds.
-            ids: label id -> organ name of the file, where it is not this set's own numbering; "" drops an id.
+            ids: label id -> organ name of the file, where it is not this set's own numbering; "" drops an id, and
+                several ids of one organ are joined.
 
         Raises:
-            LabelError: the map holds an id that has no organ.
+            LabelError: the map holds an id that has no organ, or fractions.
         """
         known = ids if ids is not None else {organ.label_id: organ.name for organ in self}
-        found = {int(v) for v in np.unique(labels)} - {0}
+        labels = _integers(labels)
+        found = _values(labels) - {0}
         if unknown := sorted(found - set(known)):
-            raise LabelError(f"label ids {unknown} have no organ; {self.name} knows {sorted(known)}")
-        if not found:
-            return np.zeros(labels.shape, np.uint8)
-        table = np.zeros(max(found) + 1, np.uint8)
+            shown = ", ".join(map(str, unknown[:10])) + (" and more" if len(unknown) > 10 else "")
+            raise LabelError(f"label ids {shown} have no organ; known are {', '.join(map(str, sorted(known)))}")
+        low, high = min(found, default=0), max(found, default=0)
+        table = np.zeros(max(high, 0) - min(low, 0) + 1, np.uint8)  # a negative id counts from the table's end, as in the array
         for value in found:
             table[value] = to.label_id(known[value]) if known[value] in to.names else 0
-        return np.take(table, labels)
+        renumbered: LabelMap = table[labels]
+        return renumbered
+
+
+def _integers(labels: npt.NDArray[Any]) -> npt.NDArray[np.integer]:
+    """Floats become integers where nothing is lost. Raises LabelError naming the first value that would be."""
+    if labels.dtype.kind in "iu":
+        return labels
+    with np.errstate(invalid="ignore"):
+        whole = labels.astype(np.int32)
+    lost = whole != labels
+    if lost.any():
+        raise LabelError(f"a label map holds {labels.ravel()[lost.ravel().argmax()]:g}; whole numbers are allowed")
+    return whole
+
+
+def _values(labels: npt.NDArray[np.integer]) -> set[int]:
+    """The values that occur. Slab by slab along the last axis, contiguous as files are: sorting half a gigabyte takes a minute."""
+    return {int(v) for z in range(labels.shape[-1]) for v in np.unique(labels[..., z])} if labels.ndim else set()
 
 
 def load_organs(name_or_path: str | Path) -> Organs:

@@ -37,6 +37,16 @@ HEADER_ERRORS = (
     ValueError,
     OverflowError,
 )
+DICOM_ERRORS = (  # what pydicom raises for absent or empty tags, cut pixel data, and encodings without a decoder
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    EOFError,
+)
 FARTHEST_MM = 1e6  # no scanner's origin lies a kilometer away; what does is not a number of millimeters
 SLICE_GAP_TOLERANCE = 0.05  # of the median gap; scanners round positions to 0.01 mm, a missing slice doubles a gap
 
@@ -233,7 +243,7 @@ def _open_nifti(path: Path) -> tuple[Any, int]:
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = igzip.decompress(data)
-    except (OSError, EOFError, zlib.error, igzip_lib.IsalError) as error:
+    except (OSError, EOFError, zlib.error, igzip_lib.IsalError) as error:  # type: ignore[misc]  # isal's stub has the class as a value
         raise CaseError(f"{path} cannot be read: {error or type(error).__name__}") from error
     sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
     kinds = [kind for size, kind in NIFTI_KINDS.items() if size in sizes]
@@ -243,19 +253,16 @@ def _open_nifti(path: Path) -> tuple[Any, int]:
         with np.errstate(all="ignore"):
             return kinds[0].from_bytes(data), len(data)
     except HEADER_ERRORS as error:
-        raise CaseError(f"{path} has no valid NIfTI header: {error}") from error
+        raise CaseError(f"{path} has no valid NIfTI header or quaternion: {error}") from error
 
 
 def _affine_of(path: Path, header: Any) -> Affine:
     """Of the form that holds: the sform, or else the qform. Raises GeometryError where it is missing or no geometry."""
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         raise GeometryError(f"{path} has no geometry: sform_code and qform_code are both 0")
-    try:
-        with np.errstate(all="ignore"):
-            affine = np.asarray(header.get_best_affine(), np.float64)
-            usable = np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM and None not in nibabel.aff2axcodes(affine)
-    except ValueError as error:
-        raise GeometryError(f"{path} has a qform that is no rotation: {error}") from error
+    with np.errstate(all="ignore"):
+        affine = np.asarray(header.get_best_affine(), np.float64)
+        usable = np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM and None not in nibabel.aff2axcodes(affine)
     if not usable or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         raise GeometryError(f"{path} has an affine that is no grid in mm: {affine[:3].tolist()}")
     return affine
@@ -331,7 +338,11 @@ def dicom_series(folder: str | Path) -> dict[str, list[Path]]:
     import pydicom
 
     series: dict[str, list[Path]] = {}
-    for path in sorted(p for p in Path(folder).iterdir() if p.is_file()):
+    try:
+        files = sorted(p for p in Path(folder).iterdir() if p.is_file())
+    except OSError as error:
+        raise CaseError(f"{folder} cannot be read: {error}") from error
+    for path in files:
         try:
             head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "ImagePositionPatient"])
         except (pydicom.errors.InvalidDicomError, OSError, EOFError):
@@ -360,32 +371,39 @@ def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
 
     files = dicom_files(folder, series_uid)
     try:
-        slices = [pydicom.dcmread(path) for path in files]
-        return _stack_slices(folder, slices)
-    except (AttributeError, KeyError, NotImplementedError, ValueError, EOFError) as error:
+        heads = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
+        _require_one_ct(folder, heads)
+        order, affine = _dicom_grid(folder, heads)
+        voxels = np.empty((heads[0].Columns, heads[0].Rows, len(files)), np.int16, order="F")
+        for k, index in enumerate(order):  # one decoded slice at a time: pydicom keeps what it decodes
+            voxels[:, :, k] = _hounsfield(pydicom.dcmread(files[index])).T
+    except DICOM_ERRORS as error:
         raise CaseError(f"{folder}: a slice cannot be read: {error}") from error
+    return Volume(voxels, affine)
 
 
-def _stack_slices(folder: Path, slices: list[Any]) -> Volume:
-    """DICOM is LPS with rows first: x runs along a row (columns), y down the rows, z along the slice normal."""
-    first = slices[0]
-    if (
-        len({(tuple(map(float, s.ImageOrientationPatient)), s.Rows, s.Columns, tuple(map(float, s.PixelSpacing))) for s in slices})
-        > 1
-    ):
+def _require_one_ct(folder: Path, heads: list[Any]) -> None:
+    if other := sorted({str(h.get("Modality", "CT")) for h in heads} - {"CT"}):
+        raise CaseError(f"{folder} holds modality {', '.join(other)}; CT is allowed")
+    grids = {(tuple(map(float, h.ImageOrientationPatient)), h.Rows, h.Columns, tuple(map(float, h.PixelSpacing))) for h in heads}
+    if len(grids) > 1:
         raise GeometryError(f"{folder}: the slices differ in orientation, size or pixel spacing")
+
+
+def _dicom_grid(folder: Path, heads: list[Any]) -> tuple[list[int], Affine]:
+    """Order of the slices along their normal, and the affine of the stack. DICOM is LPS with rows first: x runs along a row
+    (columns), y down the rows; a tilted gantry shears z."""
+    first = heads[0]
     row, column = (np.array(first.ImageOrientationPatient[i : i + 3], np.float64) for i in (0, 3))
     normal = np.cross(row, column)
-    slices = sorted(slices, key=lambda s: float(np.dot(normal, np.array(s.ImagePositionPatient, np.float64))))
-    positions = np.array([s.ImagePositionPatient for s in slices], np.float64)
-    step = _slice_step(folder, positions, normal, first)
+    positions = np.array([h.ImagePositionPatient for h in heads], np.float64)
+    order = np.argsort(positions @ normal, kind="stable")
     lps = np.eye(4)
     lps[:3, 0] = row * float(first.PixelSpacing[1])
     lps[:3, 1] = column * float(first.PixelSpacing[0])
-    lps[:3, 2] = step
-    lps[:3, 3] = positions[0]
-    voxels = np.stack([_hounsfield(s).T for s in slices], axis=2)
-    return Volume(voxels, np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps)
+    lps[:3, 2] = _slice_step(folder, positions[order], normal, first)
+    lps[:3, 3] = positions[order[0]]
+    return [int(i) for i in order], np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
 
 
 def _slice_step(

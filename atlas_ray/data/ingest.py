@@ -235,6 +235,7 @@ def ingest_case(candidate: Candidate, organs: Organs, workspace: Workspace, chec
         labels, seen, overlapping = _labels(candidate, image, organs, checks)
         case = _describe(candidate, image, seen, workspace)
     except CaseError as error:
+        _remove_labels(candidate.case_id, workspace)
         reason = " ".join(error.args[0].split())  # one line, whatever a library said
         return Quarantined(case_id=candidate.case_id, step=STEP, reason=reason, path=candidate.image)
     _write_labels(case, labels, image, organs, workspace)
@@ -261,7 +262,9 @@ def _describe(candidate: Candidate, image: Volume, seen: tuple[str, ...], worksp
 
 
 def _write_labels(case: Case, labels: LabelMap | None, image: Volume, organs: Organs, workspace: Workspace) -> None:
-    """What training may see holds only the organs it may see; the truth holds all."""
+    """What training may see holds only the organs it may see; the truth holds all. What an earlier run wrote and this one does
+    not, goes: other steps look for the file."""
+    _remove_labels(case.case_id, workspace)
     if labels is None:
         return
     if case.labeled_organs:
@@ -270,6 +273,11 @@ def _write_labels(case: Case, labels: LabelMap | None, image: Volume, organs: Or
         write_volume(workspace.label(case.case_id), image.with_voxels(visible))
     if case.truth:
         write_volume(case.truth, image.with_voxels(labels))
+
+
+def _remove_labels(case_id: str, workspace: Workspace) -> None:
+    for path in (_record_path(workspace, case_id), workspace.label(case_id), workspace.truth(case_id)):
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(image: str | Path, series_uid: str | None = None) -> str:

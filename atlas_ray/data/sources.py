@@ -9,7 +9,8 @@ A source's `candidates` are light and picklable, so that ingest can hand each to
 `prepare`, in that task.
 
 Patterns: paths relative to the dataset's root, with `*`, `**/`, `?`, `[..]` as in a glob. `{case}` marks what names the case
-(without one, the part of the path with the first wildcard does); label patterns know `{case}`, `{folder}` (the image's folder) and `{organ}`.
+(without one, the part of the path with the first wildcard does); label patterns know `{case}`, `{folder}` (the image's folder) and
+`{organ}`.
 """
 
 import difflib

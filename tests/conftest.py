@@ -1,0 +1,63 @@
+"""What every test may use. The environment is set here, before anything imports ray, mlflow or gradio: they read it on import."""
+
+import os
+
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    GRADIO_ANALYTICS_ENABLED="False",
+)
+
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real CT and label maps beside the repository; read-only, not part of it."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real cases in {folder}, which are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray for all tests that ask for it, started by the first."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ar", dir="/tmp")  # short: a socket's path has at most 107 bytes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own; what our code warns of stays an error
+        ray.init(
+            address="local",
+            num_cpus=4,
+            num_gpus=0,
+            include_dashboard=False,
+            object_store_memory=300_000_000,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_data_context() -> Iterator[None]:
+    """What one test sets in Ray Data's context must not reach the next."""
+    yield
+    if "ray.data" in sys.modules:
+        from ray.data import DataContext
+
+        DataContext._set_current(DataContext())
