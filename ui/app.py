@@ -38,7 +38,7 @@ def create_app(
     login: Login | None = None,
     local_only: bool = True,
 ) -> FastAPI:
-    """The whole app of one round.
+    """The whole app of one round: what `create_api` gives, and the page.
 
     Args:
         workspace_root: the campaign's folder.
@@ -53,7 +53,13 @@ def create_app(
     workspace = Workspace(workspace_root)
     database = open_database(database_url or sqlite_url(workspace.annotation_db))
     store = Store(workspace, round_index=round, organs=organs, database=database, lease_minutes=lease_minutes)
-    login = login or Login(default_user="annotator")
+    app = create_api(store, login=login or Login(default_user="annotator"), local_only=local_only)
+    mount_page(app, store)
+    return app
+
+
+def create_api(store: Store, *, login: Login, local_only: bool) -> FastAPI:
+    """REST, login and static files behind the gate; closes the store when the server stops."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,13 +70,15 @@ def create_app(
     app.state.store = store
     app.include_router(router)
     app.mount("/static", FreshStaticFiles(directory=str(files("ui") / "static")))
-    app.add_api_route("/login", login.page, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/login", login.enter, methods=["POST"], include_in_schema=False)
-    app.add_api_route("/logout", login.leave, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/", lambda: RedirectResponse("/ui/"), methods=["GET"], include_in_schema=False)
-    app.add_api_route("/favicon.ico", lambda: Response(status_code=204), methods=["GET"], include_in_schema=False)
+    for path, methods, answer in (
+        ("/login", ["GET"], login.page),
+        ("/login", ["POST"], login.enter),
+        ("/logout", ["GET"], login.leave),
+        ("/", ["GET"], lambda: RedirectResponse("/ui/")),
+        ("/favicon.ico", ["GET"], lambda: Response(status_code=204)),
+    ):
+        app.add_api_route(path, answer, methods=methods, include_in_schema=False)
     add_error_handlers(app)
-    mount_page(app, store)
     app.add_middleware(Gate, login=login, local_only=local_only)
     return app
 
