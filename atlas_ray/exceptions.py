@@ -8,6 +8,9 @@
     │   └── LabelError                   label ids, organs, masks
     ├── CheckpointError                  weights that do not fit or do not load
     ├── RevisionError                    an edit that cannot be applied
+    │   └── RevisionConflict             the organ has moved on since        (annotation/revisions.py)
+    ├── QueueError                       no such work item                   (annotation/queue.py)
+    │   └── LeaseError                   somebody else holds it
     └── WorkspaceError                   a file of the workspace is missing, locked or altered
 
 A message says what was found, where, and what is allowed.

@@ -7,7 +7,7 @@ from pydantic import Field
 from atlas_ray.schema import Fraction, IntTriple, Schema, Triple
 
 Split = Literal["train", "pool", "holdout"]
-LabelSource = Literal["original", "revised", "pseudo"]
+LabelSource = Literal["original", "revised", "confirmed", "pseudo"]
 
 
 class Case(Schema):
@@ -64,7 +64,7 @@ class AttentionComponent(Schema):
         reason: the criterion that fired on most of its voxels.
         criteria: every criterion that fired in it.
         score: what it is sorted by: its summed heat in mm3 (mean heat x volume).
-        mean_heat: 0..1 before any normalization.
+        mean_heat: before any normalization; 0..1 in physical mode, up to 1.84 in faithful mode (a sum of three criteria).
     """
 
     organ: str

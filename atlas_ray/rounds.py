@@ -194,14 +194,13 @@ class _Round:
         with open_database(steps.database_url(self.campaign)) as database:
             item = Queue(database).item((self.index, top))
             edits = Revisions(database).edits(self.index, top)
-        labeled = sum(o.predicted_ml for o in self.workspace.case_scores(self.index, top).organs if o.organ in item.organs)
-        voxel_ml = self.workspace.case(top).voxel_volume_mm3 / 1000
+        provenance = steps.provenance(self.workspace, self.index, top) if item.state == "submitted" else None
         return RoundOutcome(
             rounds=self.index + 1,
             top_case=top,
             top_case_reviewed=item.state == "submitted",
             top_voxels_revised=sum(edit.revision.voxels for edit in edits),
-            top_voxels_labeled=round(labeled / voxel_ml),
+            top_voxels_labeled=sum(provenance[name].voxels for name in item.organs) if provenance else 0,
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from atlas_ray import __version__
 from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.annotation.merge import Annotated, Provenance, draft_label, merge_case
 from atlas_ray.annotation.oracle import OracleAnnotator
@@ -83,8 +84,9 @@ def labeled_cases(campaign: Campaign, round_index: int) -> list[LabeledCase]:
             continue
         latest = _latest_annotation(workspace, case.case_id, before=round_index)
         if latest is not None:
-            label, provenance = workspace.annotation(latest, case.case_id), _provenance(workspace, latest, case.case_id)
-            known = tuple(entry.organ for entry in provenance.organs if entry.source in KNOWN_SOURCES)
+            label = workspace.annotation(latest, case.case_id)
+            organs = provenance(workspace, latest, case.case_id).organs
+            known = tuple(entry.organ for entry in organs if entry.source in KNOWN_SOURCES)
         else:
             label, known = workspace.label(case.case_id), case.labeled_organs
         if known:
@@ -456,7 +458,7 @@ def merge_step(campaign: Campaign, round_index: int) -> int:
 def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions: Revisions, organs: Organs) -> None:
     case = workspace.case(item.case_id)
     pseudo = read_volume(workspace.pseudo_label(round_index, case.case_id))
-    label, provenance = merge_case(
+    label, merged = merge_case(
         np.asarray(pseudo.voxels, np.uint8),
         organs,
         case_id=case.case_id,
@@ -465,13 +467,13 @@ def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions
         labeled_organs=case.labeled_organs,
         previous=_previous(workspace, case.case_id, round_index),
         edits=revisions.edits(round_index, case.case_id),
-        reviewed=dict.fromkeys(organs.names, item.user or "unknown"),
+        reviewed=dict.fromkeys(item.organs, item.user or "unknown"),
         checkpoints=workspace.case_scores(round_index, case.case_id).checkpoints,
     )
     path = workspace.annotation(round_index, case.case_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_volume(path, pseudo.with_voxels(label))
-    write_atomically(workspace.provenance(round_index, case.case_id), provenance.model_dump_json(indent=2))
+    write_atomically(workspace.provenance(round_index, case.case_id), merged.model_dump_json(indent=2))
 
 
 def draft(workspace: Workspace, round_index: int, case: Case, organs: Organs) -> LabelMap:
@@ -489,7 +491,7 @@ def _previous(workspace: Workspace, case_id: str, round_index: int) -> Annotated
     latest = _latest_annotation(workspace, case_id, before=round_index)
     if latest is None:
         return None
-    return _labels(workspace.annotation(latest, case_id)), _provenance(workspace, latest, case_id)
+    return _labels(workspace.annotation(latest, case_id)), provenance(workspace, latest, case_id)
 
 
 def _latest_annotation(workspace: Workspace, case_id: str, *, before: int) -> int | None:
@@ -497,7 +499,8 @@ def _latest_annotation(workspace: Workspace, case_id: str, *, before: int) -> in
     return next((r for r in range(before - 1, -1, -1) if workspace.provenance(r, case_id).exists()), None)
 
 
-def _provenance(workspace: Workspace, round_index: int, case_id: str) -> Provenance:
+def provenance(workspace: Workspace, round_index: int, case_id: str) -> Provenance:
+    """Of a merged annotation."""
     return Provenance.model_validate_json(workspace.provenance(round_index, case_id).read_bytes())
 
 
@@ -530,4 +533,4 @@ def sha256(path: Path) -> str:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {package: version(package) for package in ("atlas-ray", "torch", "monai", "ray")}
+    return {"atlas_ray": __version__, **{package: version(package) for package in ("torch", "monai", "ray")}}

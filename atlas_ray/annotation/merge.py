@@ -15,7 +15,6 @@ Not covered: two organs in one voxel. The annotation is one label map; organs th
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +23,10 @@ from pydantic import Field
 from atlas_ray.annotation.revisions import Edit, check_runs, expand_runs
 from atlas_ray.exceptions import GeometryError, LabelError
 from atlas_ray.organs import LabelMap, Organs
+from atlas_ray.records import LabelSource
 from atlas_ray.schema import Schema
 
-Source = Literal["original", "revised", "confirmed", "pseudo"]
-_HUMAN: tuple[Source, ...] = ("revised", "confirmed")
+_HUMAN: tuple[LabelSource, ...] = ("revised", "confirmed")
 
 
 class OrganProvenance(Schema):
@@ -45,7 +44,7 @@ class OrganProvenance(Schema):
     """
 
     organ: str
-    source: Source
+    source: LabelSource
     round: int | None = None
     users: tuple[str, ...] = ()
     revisions: tuple[tuple[int, int], ...] = ()

@@ -124,6 +124,7 @@ def _stream(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Iter
     context.wait_for_min_actors_s = 600  # without a free GPU for ten minutes, say so instead of waiting for ever
     context.execution_no_progress_timeout_s = 3600
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context.enable_progress_bars = False
     items = [{"case_id": case.case_id, "case": case.model_dump_json()} for case in cases]
     plan = campaign.model_dump_json()

@@ -23,7 +23,7 @@ def ray_session() -> Iterator[None]:
         yield
         return
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only: ray.init(address="local") listens on 127.0.0.1
         # Logical CPUs: a laptop with two cores must still fit a reader, an actor and a writer; the threads are set explicitly.
@@ -31,7 +31,7 @@ def ray_session() -> Iterator[None]:
             address="local",
             num_cpus=max(4, os.cpu_count() or 1),
             include_dashboard=False,
-            log_to_driver=True,
+            log_to_driver=False,  # training tells its progress through a file, everything else through result rows
             logging_level=logging.WARNING,
             _node_ip_address="127.0.0.1",
         )

@@ -150,9 +150,10 @@ def _client(uri: str) -> "MlflowClient":
     os.environ.setdefault(
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
     )  # its default of 7 stalls a step for minutes when the server is away
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    for chatty in ("alembic", "mlflow"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
 
 

@@ -6,9 +6,11 @@ would have had. Axis letters: B batch, K organs, X Y Z.
 
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,12 +114,44 @@ def train(plan: TrainingPlan, resources: Resources) -> Path:
         ),
     )
     try:
-        trainer.fit()
+        with _told(progress_file(plan)):
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise AtlasError(f"training {plan.name} failed: {error}") from error
     if not output.exists():
         raise AtlasError(f"training {plan.name} ended without writing {output}")
     return output
+
+
+def progress_file(plan: TrainingPlan) -> Path:
+    """Where the first worker writes what it is doing, line by line; the driver reads it aloud."""
+    return Path(plan.storage) / plan.name / "progress.log"
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Log the lines that appear in a file while the block runs. Ray's own forwarding of worker output drowns them."""
+    ended = threading.Event()
+    start = path.stat().st_size if path.exists() else 0
+
+    def tell() -> None:
+        position, last_look = start, False
+        while not last_look:
+            last_look = ended.wait(1.0)
+            if path.exists():
+                with path.open() as file:
+                    file.seek(position)
+                    for line in file.read().splitlines():
+                        log.info("%s", line)
+                    position = file.tell()
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -126,7 +160,6 @@ def train_worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device, prepare_model
 
     plan = TrainingPlan.model_validate(config["plan"])
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(config["threads"])
@@ -144,7 +177,7 @@ def _start_network(plan: TrainingPlan) -> "nn.Module":
     if plan.parent is not None:
         header, state, _ = read_checkpoint(Path(plan.parent))
         report = load_into(network, plan.architecture, plan.organs.names, header, state)
-        log.info("%s starts from %s: %s", plan.name, plan.parent, report)
+        _tell(plan, f"starts from {Path(plan.parent).name} of round {plan.provenance.round - 1}: {report}")
     return network
 
 
@@ -229,10 +262,7 @@ class _Loop:
             return
         loss = float(np.mean(losses))
         left = (self.schedule.steps - done) * seconds_per_step
-        name = self.plan.architecture.architecture
-        log.info(
-            "%s step %d/%d  loss %.3f  %.2f s/step  %.0f s left", name, done, self.schedule.steps, loss, seconds_per_step, left
-        )
+        _tell(self.plan, f"step {done}/{self.schedule.steps}  loss {loss:.3f}  {seconds_per_step:.2f} s/step  {left:.0f} s left")
         if self.run_log is not None:
             self.run_log.metrics(
                 {
@@ -249,7 +279,7 @@ class _Loop:
         dices = [self._case_dice(case) for case in self.plan.validation]
         rows = mean_organ_dice(dices, self.plan.organs)
         mean = mean_over_organs(rows)
-        log.info("%s step %d  validation Dice %.3f", self.plan.architecture.architecture, done, mean or 0.0)
+        _tell(self.plan, f"step {done}  validation Dice {mean or 0.0:.3f}")
         if self.run_log is not None:
             self.run_log.metrics({"validation/mean": mean, **{f"validation/{r.organ}": r.dice for r in rows}}, step=done)
 
@@ -275,7 +305,7 @@ class _Loop:
             state = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
         self.bare.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        log.info("%s resumes at step %d", self.plan.name, state["step"])
+        _tell(self.plan, f"resumes at step {state['step']}")
         return int(state["step"])
 
     def _checkpoint(self, done: int) -> None:
@@ -305,6 +335,18 @@ class _Loop:
         )
         state = {key: tensor.detach().cpu().contiguous() for key, tensor in self.bare.state_dict().items()}
         save_checkpoint(Path(self.plan.output), header, state)
+
+
+def _tell(plan: TrainingPlan, line: str) -> None:
+    """A line of progress; only the first worker speaks."""
+    import ray.train
+
+    if ray.train.get_context().get_world_rank():
+        return
+    path = progress_file(plan)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(f"{plan.architecture.architecture} {line}\n")
 
 
 def _open(case: TrainingCase, organs: Organs) -> CachedCase:
