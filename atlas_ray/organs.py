@@ -57,6 +57,9 @@ class Organs(Schema):
             twice = sorted({v for v in values if values.count(v) > 1})
             if twice:
                 raise ValueError(f"{what} {twice} given to more than one organ")
+        for organ in self.organs:
+            if unknown := sorted(set(organ.may_touch) - {other.name for other in self.organs}):
+                raise ValueError(f"{organ.name} may_touch {unknown}, which this set does not have")
         return self
 
     def __iter__(self) -> Iterator[Organ]:  # type: ignore[override]

@@ -75,6 +75,7 @@ class TexturedRecipe(Schema):
     ids: str
     texture: Texture
     spacing: tuple[Millimeters, Millimeters, Millimeters] | None
+    variants: tuple[str, ...]
     seed: int
 
     def make(self, organs: Organs) -> Patient:
@@ -86,7 +87,9 @@ class TexturedRecipe(Schema):
         theirs = load_organs(self.ids)
         given = read_volume(self.label)
         label = given.with_voxels(theirs.convert(given.voxels, to=theirs))
-        patient = textured_patient(label, organs=theirs, texture=self.texture, seed=self.seed, spacing=self.spacing)
+        patient = textured_patient(
+            label, organs=theirs, texture=self.texture, seed=self.seed, variants=self.variants, spacing=self.spacing
+        )
         ours = patient.label.with_voxels(theirs.convert(patient.label.voxels, to=organs))
         return Patient(patient.image, ours, patient.variants, patient.phase)
 
@@ -400,6 +403,7 @@ class TexturedSource(Schema):
         spacing: of the CT in mm, in array-axis order; None: the label map's own.
         labeled_organs: as in PhantomSource.
         texture: how the CT look.
+        variants: rare variants to paint into all of them, of those that change only the image (anatomy.yaml).
         include, exclude, limit: as in FilesSource.
     """
 
@@ -411,6 +415,7 @@ class TexturedSource(Schema):
     case_id: str = "{name}_{case}"
     spacing: tuple[Millimeters, Millimeters, Millimeters] | None = None
     texture: Texture = Texture()
+    variants: tuple[str, ...] = ()
     seed: int = 0
     split: Split
     labeled_organs: Literal["all"] | tuple[str, ...] | None = None
@@ -455,6 +460,7 @@ class TexturedSource(Schema):
             ids=self.ids,
             texture=self.texture,
             spacing=self.spacing,
+            variants=self.variants,
             seed=_patient_seed(self.name, self.seed, case),
         )
 

@@ -1,0 +1,157 @@
+"""The campaign's folder: files appear whole or not at all, and its small readers say what is missing."""
+
+from pathlib import Path
+
+import pytest
+
+from atlas_ray.exceptions import WorkspaceError
+from atlas_ray.records import Case, CaseScores, Quarantined
+from atlas_ray.workspace import Workspace, new_folder, read_lines, scores_in, write_atomically, write_lines
+
+
+def case(case_id: str) -> Case:
+    return Case(
+        case_id=case_id,
+        image=f"/data/{case_id}/ct.nii.gz",
+        sha256="0" * 64,
+        shape=(4, 5, 6),
+        spacing=(1.0, 2.0, 3.0),
+        orientation="RAS",
+        source="somewhere",
+        license="CC0",
+        split="pool",
+    )
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "campaign")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_opening_a_workspace_makes_nothing(workspace: Workspace) -> None:
+    assert not workspace.root.exists()
+    assert workspace.root.is_absolute()
+
+
+def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.json"
+    write_atomically(path, "long text")
+    write_atomically(path, b"short")
+    assert path.read_bytes() == b"short"
+    assert names(path.parent) == ["a.json"]
+
+
+def test_a_folder_appears_when_its_block_has_ended(tmp_path: Path) -> None:
+    final = tmp_path / "predictions" / "case_1"
+    with new_folder(final) as partial:
+        (partial / "scores.json").write_text("{}")
+        assert not final.exists()
+    assert names(final) == ["scores.json"]
+    assert names(final.parent) == ["case_1"]
+
+
+def test_a_folder_whose_block_failed_never_appears_and_keeps_the_old_one(tmp_path: Path) -> None:
+    final = tmp_path / "case_1"
+    final.mkdir()
+    (final / "old").touch()
+
+    def fail() -> None:
+        with new_folder(final) as partial:
+            (partial / "new").touch()
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert names(final) == ["old"]
+    assert names(tmp_path) == ["case_1"]
+
+
+def test_a_second_writer_of_a_folder_wins(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        with new_folder(tmp_path / "case_1") as partial:
+            (partial / "who").write_text(text)
+    assert (tmp_path / "case_1" / "who").read_text() == "second"
+
+
+def test_the_manifest_reads_back(workspace: Workspace) -> None:
+    write_lines(workspace.manifest, [case("a"), case("b.1")])
+    assert workspace.cases() == [case("a"), case("b.1")]
+    assert workspace.case("b.1").case_id == "b.1"
+    with pytest.raises(WorkspaceError, match=r"case 'c' is not in .*manifest\.jsonl"):
+        workspace.case("c")
+
+
+def test_a_missing_manifest_says_what_to_run(workspace: Workspace) -> None:
+    with pytest.raises(WorkspaceError, match=r"manifest\.jsonl is missing; run `python -m jobs\.ingest CONFIG` first"):
+        workspace.cases()
+
+
+def test_a_line_that_does_not_parse_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(case("a").model_dump_json() + "\n{broken\n")
+    with pytest.raises(WorkspaceError, match=r"manifest\.jsonl, line 2: not a Case"):
+        read_lines(path, Case)
+    assert read_lines(tmp_path / "none.jsonl", Case) == []
+
+
+def test_quarantine_keeps_the_newest_reason_of_a_step(workspace: Workspace) -> None:
+    assert workspace.quarantined() == []
+    workspace.add_to_quarantine(
+        Quarantined(case_id="a", step="ingest", reason="old"), Quarantined(case_id="b", step="ingest", reason="b")
+    )
+    workspace.add_to_quarantine(
+        Quarantined(case_id="a", step="ingest", reason="new"), Quarantined(case_id="a", step="predict", reason="x")
+    )
+    assert [(q.case_id, q.step, q.reason) for q in workspace.quarantined()] == [
+        ("a", "ingest", "new"),
+        ("b", "ingest", "b"),
+        ("a", "predict", "x"),
+    ]
+
+
+def test_every_path_of_a_case_is_its_own(workspace: Workspace) -> None:
+    def paths(case_id: str, number: int) -> list[Path]:
+        return [
+            workspace.label(case_id),
+            workspace.truth(case_id),
+            workspace.cache("key", case_id),
+            workspace.attempt("predict", case_id, 1),
+            workspace.pseudo_label(number, case_id),
+            workspace.heat(number, case_id),
+            workspace.attention(number, case_id, "organ"),
+            workspace.architecture_label(number, case_id, "unet"),
+            workspace.components(number, case_id),
+            workspace.scores(number, case_id),
+            workspace.annotation(number, case_id),
+            workspace.provenance(number, case_id),
+        ]
+
+    assert len({*paths("a", 0), *paths("a.nii", 0), *paths("a_1", 0)}) == 36
+    assert all(path.is_relative_to(workspace.root) for path in paths("a", 0))
+    assert workspace.round(7).name == "007"
+
+
+def test_a_case_is_predicted_when_its_scores_are_there(workspace: Workspace) -> None:
+    assert workspace.predicted(0) == set()
+    scores = CaseScores(
+        case_id="a", round=0, checkpoints={}, attention_mode="physical", attention_voxels=0, attention_mm3=0, organs=(), seconds=1
+    )
+    write_atomically(workspace.scores(0, "a"), scores.model_dump_json())
+    workspace.prediction(0, "half").mkdir(parents=True)
+    hidden = workspace.prediction(0, ".b.partial")
+    write_atomically(scores_in(hidden), scores.model_dump_json())
+    assert workspace.predicted(0) == {"a"}
+    assert workspace.case_scores(0, "a") == scores
+    with pytest.raises(WorkspaceError, match=r"jobs\.predict CONFIG --round 0"):
+        workspace.case_scores(0, "half")
+
+
+def test_finished_steps_add_up(workspace: Workspace) -> None:
+    assert workspace.finished_steps(1) == {}
+    workspace.finish_step(1, "train", "2026-01-01T00:00:00Z")
+    workspace.finish_step(1, "predict", "2026-01-02T00:00:00Z")
+    assert workspace.finished_steps(1) == {"train": "2026-01-01T00:00:00Z", "predict": "2026-01-02T00:00:00Z"}
