@@ -357,12 +357,12 @@ def _labels(
     if isinstance(candidate.labels, LabelMapFile):
         given = _read_label(Path(candidate.labels.path), image, checks)
         return organs.convert(given.voxels, to=organs, ids=candidate.labels.ids), candidate.labeled_organs, 0
-    present = {name: Path(p) for name, p in candidate.labels.paths.items() if name in organs.names and Path(p).is_file()}
     wanted = organs.names if candidate.truth else candidate.labeled_organs
+    paths = {name: Path(candidate.labels.paths[name]) for name in wanted}
+    present = {name: path for name, path in paths.items() if path.is_file()}
     missing = [name for name in wanted if name not in present]
-    if not present or (candidate.truth and missing):
-        name = missing[0] if missing else next(iter(candidate.labels.paths))
-        raise LabelError(f"no mask of {', '.join(missing) or 'any organ'}, such as {candidate.labels.paths[name]}")
+    if missing and (candidate.truth or not present):
+        raise LabelError(f"no mask of {', '.join(missing)}, such as {paths[missing[0]]}")
     labels, overlapping = join_masks(((n, _read_mask(p, image, checks)) for n, p in present.items()), organs, image.shape)
     if overlapping:
         logger.info("%s: %d voxels were claimed by more than one mask; the smaller organ got them", candidate.case_id, overlapping)
