@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from atlas_ray.exceptions import AtlasError, ConfigError
-from atlas_ray.organs import Organs, load_organs
+from atlas_ray.organs import CONFIGS, Organs, load_organs
 from atlas_ray.workspace import Workspace
 from ui.login import LOOPBACK, USER, Login
 from ui.store import campaign_settings, newest_predicted_round
@@ -21,6 +21,8 @@ def find_workspace(path: Path) -> Workspace:
     """The workspace itself, or the one a campaign's configuration names. Raises ConfigError."""
     if path.is_dir():
         return Workspace(path)
+    if not path.is_file() and (CONFIGS / f"{path}.yaml").is_file():
+        path = CONFIGS / f"{path}.yaml"
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; a workspace folder or a campaign's YAML file is allowed")
     config = yaml.safe_load(path.read_text()) or {}

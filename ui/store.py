@@ -183,12 +183,12 @@ class Store:
         return pseudo.with_voxels(draft)
 
     def _previous(self, case_id: str) -> Annotated | None:
-        """Annotation and provenance of the last earlier round in which a person worked on the case."""
+        """Annotation and provenance of the last earlier round that finished one (the provenance is written last)."""
         for earlier in range(self.round - 1, -1, -1):
             path = self.workspace.provenance(earlier, case_id)
-            if path.exists() and (provenance := Provenance.model_validate_json(path.read_bytes())).human_organs:
+            if path.exists():
                 label: LabelMap = read_volume(self.workspace.annotation(earlier, case_id)).voxels
-                return label, provenance
+                return label, Provenance.model_validate_json(path.read_bytes())
         return None
 
     def heat(self, case_id: str) -> Path:

@@ -14,7 +14,7 @@ const HELP = [
   ["B / E", "brush / eraser (hold Ctrl while painting: the other one)"], ["V", "cursor tool: click sets the crosshair"], ["[ ]", "brush size"],
   ["D", "flat disc or 3D sphere"], ["X", "protect other organs"], ["Z or Ctrl+Z, Y", "undo, redo"],
   ["N / P", "next / previous attention component"], ["K / F / J", "component: left as it is / fixed / not an error"],
-  ["1 to 9", "active organ"], ["Space", "labels on or off"], ["A", "attention on or off"], ["O", "outline, outline with fill"], ["C", "crosshair"],
+  ["1 to 9", "active organ"], ["Space", "labels on or off"], ["A, Q", "attention on or off, of the active organ only"], ["O", "outline, outline with fill"], ["C", "crosshair"],
   ["Shift+1 to 5", "window presets"], ["Right drag", "window and level"], ["Wheel, arrows", "slice"], ["Ctrl+wheel", "zoom"],
   ["Middle drag, Shift+drag", "pan"], ["M or double-click", "one plane large"], ["R", "reset zoom and pan"], ["S", "save now"], ["?", "this list"],
 ];
@@ -24,12 +24,12 @@ const TEMPLATE = `
   <div class="ar-group" data-group="tool">
     <button data-tool="cursor" title="Cursor (V)">Cursor</button><button data-tool="brush" title="Brush (B)">Brush</button><button data-tool="erase" title="Eraser (E)">Eraser</button>
   </div>
-  <label class="ar-field" title="Brush radius in mm ([ and ])">Radius <input type="range" data-id="radius" min="0" max="${RADII.length - 1}" step="1"><output data-id="radius-mm"></output></label>
+  <label class="ar-field" title="Brush radius in mm ([ and ])"><span>Radius</span> <input type="range" data-id="radius" min="0" max="${RADII.length - 1}" step="1"><output data-id="radius-mm"></output></label>
   <div class="ar-group"><button data-toggle="sphere" title="3D sphere (D)">3D</button><button data-toggle="protect" title="Protect other organs (X)">Protect</button></div>
   <div class="ar-group"><button data-do="undo" title="Undo (Z)">Undo</button><button data-do="redo" title="Redo (Y)">Redo</button></div>
-  <label class="ar-field">Window <select data-id="window" title="Shift+1 to 5"></select></label>
-  <div class="ar-group"><button data-toggle="labels" title="Labels (Space)">Labels</button><button data-toggle="fill" title="Fill (O)">Fill</button><button data-toggle="attention" title="Attention (A)">Attention</button></div>
-  <label class="ar-field">Opacity <input type="range" data-id="opacity" min="0" max="0.8" step="0.02"></label>
+  <label class="ar-field"><span>Window</span> <select data-id="window" title="Shift+1 to 5"></select></label>
+  <div class="ar-group"><button data-toggle="labels" title="Labels (Space)">Labels</button><button data-toggle="fill" title="Fill (O)">Fill</button><button data-toggle="attention" title="Attention (A)">Attention</button><button data-toggle="own" title="Attention of the active organ only (Q)">This organ</button></div>
+  <label class="ar-field"><span>Opacity</span> <input type="range" data-id="opacity" min="0" max="0.8" step="0.02"></label>
   <span class="ar-space"></span>
   <span class="ar-save" data-id="save" data-state="idle" role="status"></span>
   <div class="ar-group"><button data-do="save" title="Save now (S)">Save</button><button data-do="submit" class="ar-primary" title="Hand in this case">Submit</button><button data-do="next" title="Take the next case of the queue">Next case</button><button data-do="help" title="Keys (?)">?</button></div>
@@ -58,7 +58,7 @@ export function mount(root, { base = "/api/v1", emit = () => {} } = {}) {
 
 class Editor {
   constructor(root, client, emit) {
-    Object.assign(this, { root, client, emit, tool: "brush", radius: 6, sphere: false, protect: true });
+    Object.assign(this, { root, client, emit, tool: "brush", radius: 6, sphere: false, protect: true, own: false });
     this.stopwatch = new Stopwatch();
     this.organStates = new Map(); // organ -> {edit, saver}: undo history outlives a change of organ
     root.classList.add("ar-root");
@@ -148,6 +148,7 @@ class Editor {
     if (this.active) await this.putUnder();
     const { buffer, revision } = await this.client.bytes("cases", this.caseId, "labels", name);
     const state = this.organState(organ, parseNifti(buffer).data, revision);
+    await this.fetchFlags(name);
     Object.assign(this, { organ, active: state });
     Object.assign(this.scene, { mask: state.edit.mask, activeId: organ.label_id });
     this.scene.hidden[organ.label_id] = 0;
@@ -155,6 +156,19 @@ class Editor {
     this.showOrgans();
     this.showSteps();
     state.saver.touch();
+    this.draw();
+  }
+
+  /** Where the attention is this organ's own; the heat shown by default is that of all organs. */
+  async fetchFlags(name) {
+    const file = this.own ? await this.client.bytes("cases", this.caseId, "attention", name) : null;
+    Object.assign(this.scene, { flags: file && parseNifti(file.buffer).data, flagBits: this.own ? 255 : 0 });
+  }
+
+  async toggleOwn() {
+    this.own = !this.own;
+    await this.fetchFlags(this.organ.name);
+    this.showTools();
     this.draw();
   }
 
@@ -335,6 +349,12 @@ class Editor {
     const position = [...this.scene.cursor];
     position[plane.w.axis] += steps;
     this.moveCursor(position);
+    this.follow(plane);
+  }
+
+  /** Keep the slice being looked at in view of the two other planes when they are zoomed. */
+  follow(plane) {
+    if (this.scene.zoom > 1) this.scene.focus[plane.w.axis] = this.scene.cursor[plane.w.axis];
   }
 
   zoom(plane, factor, x, y) {
@@ -342,6 +362,8 @@ class Editor {
     this.scene.zoom = Math.max(0.8, Math.min(20, this.scene.zoom * factor));
     const after = plane.toVoxel(x, y);
     for (const a of [plane.u.axis, plane.v.axis]) this.scene.focus[a] = Math.max(0, Math.min(this.scene.dims[a] - 1, this.scene.focus[a] + before[a] - after[a]));
+    this.follow(plane);
+    if (this.scene.zoom <= 1) this.scene.focus = this.scene.dims.map((n) => (n - 1) / 2);
     this.draw();
   }
 
@@ -461,7 +483,7 @@ class Editor {
       b: () => this.setTool("brush"), e: () => this.setTool("erase"), v: () => this.setTool("cursor"), "[": size(-1), "]": size(1),
       z: () => this.undo(), y: () => this.undo(true), n: go(1), p: go(-1), s: () => this.save(),
       k: () => this.judge("accepted"), f: () => this.judge("fixed"), j: () => this.judge("not_an_error"),
-      " ": () => this.toggle("labels"), a: () => this.toggle("attention"), o: () => this.toggle("fill"), c: () => this.toggle("crosshair"),
+      " ": () => this.toggle("labels"), a: () => this.toggle("attention"), q: () => this.toggle("own"), o: () => this.toggle("fill"), c: () => this.toggle("crosshair"),
       d: () => this.toggle("sphere"), x: () => this.toggle("protect"), r: () => this.resetView(), m: () => this.enlarge(plane.name),
       "?": () => (this.parts.help.hidden = !this.parts.help.hidden), Escape: () => (this.parts.help.hidden = true),
       ArrowUp: () => this.scroll(plane, 1), ArrowRight: () => this.scroll(plane, 1), ArrowDown: () => this.scroll(plane, -1), ArrowLeft: () => this.scroll(plane, -1),
@@ -511,10 +533,12 @@ class Editor {
   }
 
   toggle(what) {
+    if (what === "own") return void this.toggleOwn().catch((error) => this.note(error.message));
     if (what === "sphere" || what === "protect") this[what] = !this[what];
     else this.scene.show[what] = !this.scene.show[what];
     this.showTools();
     this.draw();
+    return undefined;
   }
 
   hide(labelId) {

@@ -84,6 +84,13 @@ export function thermalCss(h) {
   return `rgba(${c & 255},${(c >> 8) & 255},${(c >> 16) & 255},${((c >>> 24) / 255).toFixed(2)})`;
 }
 
+/** Text with a dark halo: legible on black, on bone and in a lung window. */
+function write(c, text, x, y, { font = "12px system-ui, sans-serif", color = INK, align = "left" } = {}) {
+  Object.assign(c, { font, textAlign: align, textBaseline: "middle", lineJoin: "round", lineWidth: 3, strokeStyle: "rgba(0,0,0,0.8)", fillStyle: color });
+  c.strokeText(text, x, y);
+  c.fillText(text, x, y);
+}
+
 export class Plane {
   constructor(element, name) {
     Object.assign(this, { element, name, ring: null, scene: null });
@@ -299,48 +306,39 @@ export class Plane {
 
   drawLetters(c) {
     const { right, down } = DIRECTIONS[this.name];
-    const text = (letter, x, y, align, color, font) => {
-      c.font = font;
-      c.textAlign = align;
-      c.textBaseline = "middle";
-      c.lineWidth = 3;
-      c.strokeStyle = "rgba(0,0,0,0.8)";
-      c.strokeText(letter, x, y);
-      c.fillStyle = color;
-      c.fillText(letter, x, y);
-    };
-    const big = "600 15px system-ui, sans-serif";
-    text(OPPOSITE[right], 9, this.height / 2, "left", "#ffd479", big);
-    text(right, this.width - 9, this.height / 2, "right", "#ffd479", big);
-    text(OPPOSITE[down], this.width / 2, 14, "center", "#ffd479", big);
-    text(down, this.width / 2, this.height - 14, "center", "#ffd479", big);
-    const small = "12px system-ui, sans-serif";
+    const [w, h] = [this.width, this.height];
+    const big = { font: "600 15px system-ui, sans-serif", color: "#ffd479" };
+    write(c, OPPOSITE[right], 9, h / 2, { ...big, align: "left" });
+    write(c, right, w - 9, h / 2, { ...big, align: "right" });
+    write(c, OPPOSITE[down], w / 2, 14, { ...big, align: "center" });
+    write(c, down, w / 2, h - 14, { ...big, align: "center" });
     const slice = this.scene.cursor[this.w.axis] + 1;
-    text(`${this.name[0].toUpperCase()}${this.name.slice(1)}  ${slice} / ${this.w.size}`, 9, 14, "left", INK, small);
-    if (this.name === "axial") text(`W ${this.scene.window.width}  L ${this.scene.window.level}`, this.width - 9, 14, "right", INK, small);
+    write(c, `${this.name[0].toUpperCase()}${this.name.slice(1)}  ${slice} / ${this.w.size}`, 9, 14);
+    const { width, level } = this.scene.window;
+    if (this.name === "axial") write(c, `W ${width}  L ${level}`, w - 9, 14, { align: "right" });
   }
 
   drawScaleBar(c) {
     const k = this.scale;
     const mm = [200, 100, 50, 20, 10, 5, 2, 1].find((length) => length * k <= this.width / 4) ?? 1;
     const [x, y] = [10, this.height - 12];
-    c.lineWidth = 4;
     for (const [color, width] of [["rgba(0,0,0,0.8)", 4], [INK, 1.6]]) {
       c.strokeStyle = color;
       c.lineWidth = width;
       c.beginPath();
-      c.moveTo(x, y - 4); c.lineTo(x, y); c.lineTo(x + mm * k, y); c.lineTo(x + mm * k, y - 4);
+      c.moveTo(x, y - 4);
+      c.lineTo(x, y);
+      c.lineTo(x + mm * k, y);
+      c.lineTo(x + mm * k, y - 4);
       c.stroke();
     }
-    c.font = "11px system-ui, sans-serif";
-    c.textAlign = "left";
-    c.textBaseline = "bottom";
-    c.fillStyle = INK;
-    c.fillText(`${mm} mm`, x + 4, y - 3);
+    write(c, `${mm} mm`, x + 5, y - 10);
   }
 
   drawLegend(c) {
     const [w, h, x, y] = [90, 7, this.width - 100, this.height - 18];
+    c.fillStyle = "#000";
+    c.fillRect(x, y, w, h);
     for (let i = 0; i < w; i++) {
       c.fillStyle = thermalCss(1 + Math.round((i / (w - 1)) * 254));
       c.fillRect(x + i, y, 1, h);
@@ -348,11 +346,7 @@ export class Plane {
     c.strokeStyle = FAINT;
     c.lineWidth = 0.5;
     c.strokeRect(x, y, w, h);
-    c.font = "11px system-ui, sans-serif";
-    c.fillStyle = INK;
-    c.textBaseline = "bottom";
-    c.textAlign = "left";
-    c.fillText("attention", x, y - 2);
+    write(c, "attention", x, y - 8);
   }
 
   drawRing(c) {
