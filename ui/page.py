@@ -90,7 +90,8 @@ def build_page(store: Store) -> gr.Blocks:
 
         page.load(enter, outputs=[summary, table, editor, tabs], **shown)
         refresh.click(show_queue, outputs=[summary, table], **shown)
-        next_case.click(take_next, outputs=[editor, tabs], **shown)
+        # Queued, because gr.Info reaches the page only from a queued event.
+        next_case.click(take_next, outputs=[editor, tabs], **{**shown, "queue": True})
         table.select(choose, outputs=[editor, tabs], **shown)
         editor.opened(show_queue, outputs=[summary, table], **shown)
         editor.submitted(show_queue, outputs=[summary, table], **shown)
