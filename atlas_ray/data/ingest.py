@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from atlas_ray.data.sources import Candidate, LabelMapFile, OrganMasks, Source, prepare
+from atlas_ray.data.sources import Candidate, LabelMapFile, OrganMasks, Source, prepare, read_label
 from atlas_ray.exceptions import CaseError, DatasetError, GeometryError, LabelError
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case, Quarantined
@@ -355,8 +355,11 @@ def _labels(
     if candidate.labels is None:
         return None, (), 0
     if isinstance(candidate.labels, LabelMapFile):
-        given = _read_label(Path(candidate.labels.path), image, checks)
-        return organs.convert(given.voxels, to=organs, ids=candidate.labels.ids), candidate.labeled_organs, 0
+        path = Path(candidate.labels.path)
+        if not path.is_file():
+            raise LabelError(f"no label at {path}")
+        label = _onto(image, read_label(str(path), organs, to=organs, ids=candidate.labels.ids), path, checks)
+        return label.voxels, candidate.labeled_organs, 0
     wanted = organs.names if candidate.truth else candidate.labeled_organs
     paths = {name: Path(candidate.labels.paths[name]) for name in wanted}
     present = {name: path for name, path in paths.items() if path.is_file()}
@@ -394,10 +397,7 @@ def join_masks(masks: Iterable[tuple[str, Array]], organs: Organs, shape: tuple[
     return labels, int(contested.sum())
 
 
-def _read_label(path: Path, image: Volume, checks: IngestChecks) -> Volume:
-    if not path.is_file():
-        raise LabelError(f"no label at {path}")
-    label = read_volume(path)
+def _onto(image: Volume, label: Volume, path: Path, checks: IngestChecks) -> Volume:
     try:
         return onto_grid_of(label, image, tolerance_mm=checks.label_offset_mm)
     except GeometryError as error:
@@ -406,7 +406,7 @@ def _read_label(path: Path, image: Volume, checks: IngestChecks) -> Volume:
 
 def _read_mask(path: Path, image: Volume, checks: IngestChecks) -> Array:
     """Bool [X, Y, Z]. Some tools write the mask as 0/255 or as 0/id, so one value beside 0 is a mask, whichever it is."""
-    voxels = _read_label(path, image, checks).voxels
+    voxels = _onto(image, read_volume(path), path, checks).voxels
     mask: Array = voxels != 0
     if mask.any():
         value = voxels.max()

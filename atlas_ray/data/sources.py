@@ -26,7 +26,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from atlas_ray.data.phantom import Patient, Phantom, Texture, procedural_patient, textured_patient
-from atlas_ray.exceptions import ConfigError, DatasetError
+from atlas_ray.exceptions import ConfigError, DatasetError, LabelError
 from atlas_ray.organs import CONFIGS, Organs, load_organs
 from atlas_ray.records import Split
 from atlas_ray.schema import Millimeters, Schema
@@ -85,8 +85,7 @@ class TexturedRecipe(Schema):
             CaseError: the label map cannot be read; LabelError: it holds ids that `ids` does not know.
         """
         theirs = load_organs(self.ids)
-        given = read_volume(self.label)
-        label = given.with_voxels(theirs.convert(given.voxels, to=theirs))
+        label = read_label(self.label, theirs, to=theirs)
         patient = textured_patient(
             label, organs=theirs, texture=self.texture, seed=self.seed, variants=self.variants, spacing=self.spacing
         )
@@ -118,6 +117,15 @@ class Candidate(Schema):
     source: str
     license: str
     split: Split
+
+
+def read_label(path: str, organs: Organs, *, to: Organs, ids: dict[int, str] | None = None) -> Volume:
+    """A label map on its own grid, in the numbering of `to`. Raises LabelError naming the file; else as read_volume and convert."""
+    given = read_volume(path)
+    try:
+        return given.with_voxels(organs.convert(given.voxels, to=to, ids=ids))
+    except LabelError as error:
+        raise LabelError(f"{path}: {error}") from error
 
 
 def prepare(candidate: Candidate, organs: Organs) -> None:

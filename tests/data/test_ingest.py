@@ -508,6 +508,20 @@ def test_synthetic_cases_have_truth_for_every_split_and_labels_as_configured(wor
     assert len(ingest(sources, organs, workspace).skipped) == 3
 
 
+def test_a_label_map_that_cannot_be_textured_is_set_aside(data: Path, workspace: Workspace) -> None:
+    save_label(data / "good.nii.gz", np.repeat(label_voxels(id_6=(1, 1, 1)), 3, axis=0))
+    save_label(data / "id.nii.gz", label_voxels(id_77=(1, 1, 1)))
+    save_label(data / "soft.nii.gz", label_voxels(id_1=(1, 1, 1)) * np.float32(0.5))
+    truncated(data / "short.nii.gz")
+    semi = source(source="textured", name="semi", root=str(data), labels="*.nii.gz", ids="btcv", split="pool")
+    report = ingest([semi], OURS, workspace)
+    assert [c.case_id for c in report.cases] == ["semi_good"]
+    reasons = {q.case_id: q.reason for q in report.quarantined}
+    assert reasons["semi_id"].startswith(f"{data}/id.nii.gz: label ids 77 have no organ")
+    assert reasons["semi_soft"].startswith(f"{data}/soft.nii.gz: a label map holds 0.5")
+    assert reasons["semi_short"].startswith(f"{data}/short.nii.gz cannot be read")
+
+
 def test_ingest_over_ray_tasks(data: Path, workspace: Workspace, ray_session: None) -> None:
     import ray
 
