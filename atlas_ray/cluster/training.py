@@ -23,7 +23,7 @@ from atlas_ray.data.preprocess import Preprocessing
 from atlas_ray.exceptions import AtlasError
 from atlas_ray.organs import Organs
 from atlas_ray.schema import Schema
-from atlas_ray.segmentation.architectures import Architecture
+from atlas_ray.segmentation.architectures import Architecture, start_from_prior
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, load_into, read_checkpoint, save_checkpoint
 from atlas_ray.segmentation.inference import Inference, normalize, predict_probabilities
 from atlas_ray.segmentation.losses import partial_label_loss
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger(__name__)
+MAX_REFUSED_STEPS = 20
 
 
 class TrainingCase(Schema):
@@ -174,6 +175,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def _start_network(plan: TrainingPlan) -> "nn.Module":
     network = plan.architecture.build(len(plan.organs))
+    start_from_prior(network, plan.architecture)
     if plan.parent is not None:
         header, state, _ = read_checkpoint(Path(plan.parent))
         report = load_into(network, plan.architecture, plan.organs.names, header, state)
@@ -197,7 +199,8 @@ class _Loop:
         context = ray.train.get_context()
         self.plan, self.schedule = plan, plan.schedule
         self.bare, self.network, self.optimizer, self.device = bare, network, optimizer, device
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.refused = 0  # steps in a row
+        self.rank = context.get_world_rank()
         self.cases = [_open(case, plan.organs) for case in plan.cases]
         self.run_log = Run(plan.tracking_uri, plan.run_id) if self.rank == 0 and plan.run_id else None
 
@@ -253,9 +256,22 @@ class _Loop:
             logits = self.network(images)
         loss = partial_label_loss(logits, torch.from_numpy(targets).to(self.device), torch.from_numpy(known).to(self.device))
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.bare.parameters(), self.schedule.gradient_clip)
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), self.schedule.gradient_clip)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.refused = 0
+        else:
+            self._refuse(step)
         return float(loss.detach())
+
+    def _refuse(self, step: int) -> None:
+        """Leave out a step whose gradient is infinite or NaN: one such update would spoil every weight for good."""
+        self.refused += 1
+        _tell(self.plan, f"step {step}: gradient not finite, step left out")
+        if self.refused >= MAX_REFUSED_STEPS:
+            raise AtlasError(
+                f"{self.refused} steps in a row had no finite gradient; lower learning_rate, or use precision: float32"
+            )
 
     def _log(self, done: int, losses: list[float], seconds_per_step: float) -> None:
         if self.rank:
