@@ -7,7 +7,6 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from atlas_ray.schema import Schema
 
-
 Precision = Literal["float32", "bfloat16"]
 
 
