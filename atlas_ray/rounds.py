@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from atlas_ray import steps
 from atlas_ray.annotation.database import open_database
+from atlas_ray.annotation.drafts import read_provenance
 from atlas_ray.annotation.oracle import OracleAnnotator
 from atlas_ray.annotation.queue import Queue
 from atlas_ray.annotation.revisions import Revisions
@@ -82,6 +83,9 @@ class _Round:
         self._once("train", lambda: self._train(r))
         self._once("predict", lambda: self._predict(r, ("train", "pool", "holdout")))
         self._once("evaluate", lambda: self._evaluate(r))
+        if not steps.to_predict(campaign, ("train", "pool")):
+            log.info("every case is fully labeled: there is nothing to annotate")
+            return self._result(campaign.effort.budget([]), self._annotation(), waiting=False)
         self._once("prioritize", lambda: steps.prioritize_step(campaign, r))
         budget = Budget.model_validate_json(self.workspace.budget(r).read_bytes())
         self._once("annotate", lambda: self._annotate(budget), finished=lambda: self._annotation().complete)
@@ -194,7 +198,7 @@ class _Round:
         with open_database(steps.database_url(self.campaign)) as database:
             item = Queue(database).item((self.index, top))
             edits = Revisions(database).edits(self.index, top)
-        provenance = steps.provenance(self.workspace, self.index, top) if item.state == "submitted" else None
+        provenance = read_provenance(self.workspace, self.index, top) if item.state == "submitted" else None
         return RoundOutcome(
             rounds=self.index + 1,
             top_case=top,

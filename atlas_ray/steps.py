@@ -17,7 +17,15 @@ from pydantic import Field
 
 from atlas_ray import __version__
 from atlas_ray.annotation.database import open_database, sqlite_url
-from atlas_ray.annotation.merge import Annotated, Provenance, draft_label, merge_case
+from atlas_ray.annotation.drafts import (
+    latest_annotation,
+    original_label,
+    previous_annotation,
+    read_draft,
+    read_provenance,
+    read_pseudo_label,
+)
+from atlas_ray.annotation.merge import merge_case
 from atlas_ray.annotation.oracle import OracleAnnotator
 from atlas_ray.annotation.queue import Queue, QueueEntry, WorkItem
 from atlas_ray.annotation.revisions import Revisions
@@ -82,10 +90,10 @@ def labeled_cases(campaign: Campaign, round_index: int) -> list[LabeledCase]:
     for case in workspace.cases():
         if case.split == "holdout":
             continue
-        latest = _latest_annotation(workspace, case.case_id, before=round_index)
+        latest = latest_annotation(workspace, case.case_id, before=round_index)
         if latest is not None:
             label = workspace.annotation(latest, case.case_id)
-            organs = provenance(workspace, latest, case.case_id).organs
+            organs = read_provenance(workspace, latest, case.case_id).organs
             known = tuple(entry.organ for entry in organs if entry.source in KNOWN_SOURCES)
         else:
             label, known = workspace.label(case.case_id), case.labeled_organs
@@ -431,7 +439,7 @@ def _oracle_input(item: WorkItem, *, campaign: Campaign, organs: Organs, round_i
         )
     truth = _labels(workspace.truth(case.case_id))
     return OracleInput(
-        draft=draft(workspace, round_index, case, organs),
+        draft=read_draft(workspace, round_index, case, organs).voxels,
         truth=truth,
         organs_with_truth=organs.names,
         attention={name: _labels(workspace.attention(round_index, case.case_id, name)) > 0 for name in organs.names},
@@ -457,15 +465,15 @@ def merge_step(campaign: Campaign, round_index: int) -> int:
 
 def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions: Revisions, organs: Organs) -> None:
     case = workspace.case(item.case_id)
-    pseudo = read_volume(workspace.pseudo_label(round_index, case.case_id))
+    pseudo = read_pseudo_label(workspace, round_index, case.case_id)
     label, merged = merge_case(
         np.asarray(pseudo.voxels, np.uint8),
         organs,
         case_id=case.case_id,
         round_index=round_index,
-        original=_original(workspace, case),
+        original=original_label(workspace, case),
         labeled_organs=case.labeled_organs,
-        previous=_previous(workspace, case.case_id, round_index),
+        previous=previous_annotation(workspace, case.case_id, before=round_index),
         edits=revisions.edits(round_index, case.case_id),
         reviewed=dict.fromkeys(item.organs, item.user or "unknown"),
         checkpoints=workspace.case_scores(round_index, case.case_id).checkpoints,
@@ -474,34 +482,6 @@ def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions
     path.parent.mkdir(parents=True, exist_ok=True)
     write_volume(path, pseudo.with_voxels(label))
     write_atomically(workspace.provenance(round_index, case.case_id), merged.model_dump_json(indent=2))
-
-
-def draft(workspace: Workspace, round_index: int, case: Case, organs: Organs) -> LabelMap:
-    """The label the annotator of this round starts from, [X, Y, Z] on the image's grid."""
-    pseudo = _labels(workspace.pseudo_label(round_index, case.case_id))
-    previous = _previous(workspace, case.case_id, round_index)
-    return draft_label(pseudo, _original(workspace, case), case.labeled_organs, organs, previous=previous)
-
-
-def _original(workspace: Workspace, case: Case) -> LabelMap | None:
-    return _labels(workspace.label(case.case_id)) if case.labeled_organs else None
-
-
-def _previous(workspace: Workspace, case_id: str, round_index: int) -> Annotated | None:
-    latest = _latest_annotation(workspace, case_id, before=round_index)
-    if latest is None:
-        return None
-    return _labels(workspace.annotation(latest, case_id)), provenance(workspace, latest, case_id)
-
-
-def _latest_annotation(workspace: Workspace, case_id: str, *, before: int) -> int | None:
-    """The last round before `before` whose annotation of a case is finished (its provenance is written last)."""
-    return next((r for r in range(before - 1, -1, -1) if workspace.provenance(r, case_id).exists()), None)
-
-
-def provenance(workspace: Workspace, round_index: int, case_id: str) -> Provenance:
-    """Of a merged annotation."""
-    return Provenance.model_validate_json(workspace.provenance(round_index, case_id).read_bytes())
 
 
 # --- small things ---------------------------------------------------------------------------------------------------

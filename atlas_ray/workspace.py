@@ -9,10 +9,12 @@
       synthetic/<dataset>/        generated CT, where a dataset asks for them
       labels/<case>.nii.gz        ground truth on the image's own grid, label ids of the campaign's organ set
       truth/<case>.nii.gz         the oracle's and the evaluation's reference label
-      cache/<key>/<case>.npz      training volumes at the networks' spacing
+      ingested/<case>.json        what ingest found, so that an unchanged case is not read again
+      cache/<key>/<case>/         training volumes at the networks' spacing
       attempts/<step>/<case>.<n>  the ledger of started attempts
       checkpoints/<round>/<architecture>.pt
       train/                      Ray Train's storage
+      tracking_backlog.jsonl      what MLflow could not be told
       rounds/<round>/
         state.json                finished steps
         predictions/<case>/       pseudo_label, heat, attention/<organ>, architectures/<name>, components.json, scores.json
@@ -123,6 +125,10 @@ class Workspace:
     def train_storage(self) -> Path:
         return self.root / "train"
 
+    @property
+    def tracking_backlog(self) -> Path:
+        return self.root / "tracking_backlog.jsonl"
+
     def synthetic(self, dataset: str) -> Path:
         return self.root / "synthetic" / dataset
 
@@ -133,7 +139,10 @@ class Workspace:
         return self.root / "truth" / f"{case_id}.nii.gz"
 
     def cache(self, key: str, case_id: str) -> Path:
-        return self.root / "cache" / key / f"{case_id}.npz"
+        return self.root / "cache" / key / case_id
+
+    def ingested(self, case_id: str) -> Path:
+        return self.root / "ingested" / f"{case_id}.json"
 
     def attempt(self, step: str, case_id: str, number: int) -> Path:
         return self.root / "attempts" / step / f"{case_id}.{number}"

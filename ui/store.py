@@ -17,11 +17,12 @@ import numpy.typing as npt
 import yaml
 
 from atlas_ray.annotation.database import Database
-from atlas_ray.annotation.merge import Annotated, Provenance, draft_label, paint_edits
+from atlas_ray.annotation.drafts import read_draft
+from atlas_ray.annotation.merge import paint_edits
 from atlas_ray.annotation.queue import CaseVerdict, Queue, WorkItem
 from atlas_ray.annotation.revisions import Revisions, Verdict, decode_runs
 from atlas_ray.exceptions import ConfigError, WorkspaceError
-from atlas_ray.organs import LabelMap, Organs
+from atlas_ray.organs import Organs
 from atlas_ray.records import Case, Revision
 from atlas_ray.volume import Volume, nifti_bytes, read_volume
 from atlas_ray.workspace import Workspace
@@ -173,23 +174,7 @@ class Store:
         return self.organs.mask(self._drafts.get(case_id).voxels, organ)
 
     def _read_draft(self, case_id: str) -> Volume:
-        case = self.case(case_id)
-        path = self.workspace.pseudo_label(self.round, case_id)
-        if not path.exists():
-            raise WorkspaceError(f"{path} is missing; run `python -m jobs.predict CONFIG --round {self.round}` first")
-        pseudo = read_volume(path)
-        original = read_volume(self.workspace.label(case_id)).voxels if case.labeled_organs else None
-        draft = draft_label(pseudo.voxels, original, case.labeled_organs, self.organs, previous=self._previous(case_id))
-        return pseudo.with_voxels(draft)
-
-    def _previous(self, case_id: str) -> Annotated | None:
-        """Annotation and provenance of the last earlier round that finished one (the provenance is written last)."""
-        for earlier in range(self.round - 1, -1, -1):
-            path = self.workspace.provenance(earlier, case_id)
-            if path.exists():
-                label: LabelMap = read_volume(self.workspace.annotation(earlier, case_id)).voxels
-                return label, Provenance.model_validate_json(path.read_bytes())
-        return None
+        return read_draft(self.workspace, self.round, self.case(case_id), self.organs)
 
     def heat(self, case_id: str) -> Path:
         return self._present(self.workspace.heat(self.round, self.case(case_id).case_id))

@@ -99,7 +99,7 @@ def step_run(campaign: Campaign, round_index: int, step: str, *, kind: str = "st
 @contextmanager
 def _run(campaign: Campaign, key: str, *, kind: str, round_index: int, parent: str | None) -> Iterator[Run]:
     run_id = _find_or_create(campaign, key, kind=kind, round_index=round_index, parent=parent)
-    run = Run(campaign.tracking_uri, run_id, campaign.open_workspace().root / "tracking_backlog.jsonl")
+    run = Run(campaign.tracking_uri, run_id, campaign.open_workspace().tracking_backlog)
     try:
         yield run
     except BaseException:

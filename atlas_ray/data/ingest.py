@@ -173,7 +173,7 @@ def _update_quarantine(workspace: Workspace, cases: Iterable[Case], quarantined:
 
 def finished(candidate: Candidate, organs: Organs, workspace: Workspace, checks: IngestChecks) -> Case | None:
     """The case, if an earlier run finished it and nothing it depends on has changed since. Reads no image."""
-    path = _record_path(workspace, candidate.case_id)
+    path = workspace.ingested(candidate.case_id)
     try:
         record = Ingested.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):  # none yet, or written by another version: do it again
@@ -182,10 +182,6 @@ def finished(candidate: Candidate, organs: Organs, workspace: Workspace, checks:
     written += [Path(record.case.truth)] if record.case.truth else []
     whole = all(p.exists() for p in written)
     return record.case if whole and record.fingerprint == _fingerprint(candidate, organs, checks) else None
-
-
-def _record_path(workspace: Workspace, case_id: str) -> Path:
-    return workspace.root / "ingested" / f"{case_id}.json"
 
 
 def _fingerprint(candidate: Candidate, organs: Organs, checks: IngestChecks) -> str:
@@ -240,7 +236,7 @@ def ingest_case(candidate: Candidate, organs: Organs, workspace: Workspace, chec
         return Quarantined(case_id=candidate.case_id, step=STEP, reason=reason, path=candidate.image)
     _write_labels(case, labels, image, organs, workspace)
     record = Ingested(fingerprint=fingerprint, case=case, overlapping_voxels=overlapping)
-    write_atomically(_record_path(workspace, case.case_id), record.model_dump_json(indent=2))
+    write_atomically(workspace.ingested(case.case_id), record.model_dump_json(indent=2))
     return case
 
 
@@ -276,7 +272,7 @@ def _write_labels(case: Case, labels: LabelMap | None, image: Volume, organs: Or
 
 
 def _remove_labels(case_id: str, workspace: Workspace) -> None:
-    for path in (_record_path(workspace, case_id), workspace.label(case_id), workspace.truth(case_id)):
+    for path in (workspace.ingested(case_id), workspace.label(case_id), workspace.truth(case_id)):
         path.unlink(missing_ok=True)
 
 
