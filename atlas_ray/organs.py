@@ -30,15 +30,15 @@ class Organ(Schema):
         name: the organ's name everywhere in the project.
         label_id: its integer in label maps of this set, 1..255.
         color: "#rrggbb" in the app and in plots.
-        tubular: a vessel or tube; never a partner in the overlap criterion (the authors' ORGAN_NAME_OVERLAP
-            lists no vessel: paper-algorithm a.4).
+        overlap_partner: whether sharing a voxel with it is an error of the other organ (the authors'
+            ORGAN_NAME_OVERLAP lists no vessel and no tumor: paper-algorithm a.4).
         may_touch: organs whose masks may share voxels with this one.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     label_id: int = Field(ge=1, le=255)
     color: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
-    tubular: bool = False
+    overlap_partner: bool = True
     may_touch: tuple[str, ...] = ()
 
 
@@ -88,7 +88,7 @@ class Organs(Schema):
             tuple(
                 c
                 for c, other in enumerate(self)
-                if other.name != organ.name and not other.tubular and other.name not in organ.may_touch
+                if other.name != organ.name and other.overlap_partner and other.name not in organ.may_touch
             )
             for organ in self
         )

@@ -11,8 +11,8 @@ from atlas_ray.organs import CONFIGS, Organ, Organs, load_organs
 SETS = sorted(path.stem for path in (CONFIGS / "organs").glob("*.yaml"))
 
 
-def organ(name: str, label_id: int, *, tubular: bool = False, may_touch: tuple[str, ...] = ()) -> Organ:
-    return Organ(name=name, label_id=label_id, color="#102030", tubular=tubular, may_touch=may_touch)
+def organ(name: str, label_id: int, *, overlap_partner: bool = True, may_touch: tuple[str, ...] = ()) -> Organ:
+    return Organ(name=name, label_id=label_id, color="#102030", overlap_partner=overlap_partner, may_touch=may_touch)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -61,7 +61,7 @@ def test_masks_channels_and_presence() -> None:
 def test_partners_of_the_overlap_criterion() -> None:
     organs = Organs(
         name="four",
-        organs=(organ("a", 1), organ("b", 2, may_touch=("c",)), organ("c", 3), organ("vessel", 4, tubular=True)),
+        organs=(organ("a", 1), organ("b", 2, may_touch=("c",)), organ("c", 3), organ("vessel", 4, overlap_partner=False)),
     )
     assert organs.overlap_partners == ((1, 2), (0,), (0, 1), (0, 1, 2))
 

@@ -32,7 +32,7 @@ def three() -> Organs:
         organs=(
             Organ(name="solid_a", label_id=1, color="#000001"),
             Organ(name="solid_b", label_id=2, color="#000002"),
-            Organ(name="tube", label_id=3, color="#000003", tubular=True),
+            Organ(name="tube", label_id=3, color="#000003", overlap_partner=False),
         ),
     )
 

@@ -35,7 +35,7 @@ def organ_set(count: int) -> Organs:
                 name=f"o{k}",
                 label_id=k + 1,
                 color="#000000",
-                tubular=k == 2,
+                overlap_partner=k != 2,
                 may_touch={1: ("o3",), 3: ("o1",)}.get(k, ()),
             )
             for k in range(count)
