@@ -148,7 +148,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
     try:
         campaign = Campaign.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, content, e) for e in error.errors())) from error
+        raise ConfigError("\n".join(_explain(path, e) for e in _causes(error))) from error
     return campaign.model_copy(
         update={
             "workspace": str(Path(campaign.workspace).expanduser().absolute()),
@@ -206,11 +206,16 @@ def _apply(content: dict[str, Any], override: str) -> None:
     for parent in parents:
         if isinstance(node, list):
             node = _item(node, parent, override)
+            if not isinstance(node, dict | list):
+                raise ConfigError(f"--set {override!r}: item {parent} holds the value {node!r}, not keys")
         else:
             if not isinstance(node.get(parent), dict | list):
                 node[parent] = {}
             node = node[parent]
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: {text!r} is not valid YAML") from error
     if isinstance(node, list):
         _item(node, last, override)
         node[int(last)] = value
@@ -224,7 +229,14 @@ def _item(node: list[Any], index: str, override: str) -> Any:
     return node[int(index)]
 
 
-def _explain(path: Path, content: Any, error: Any) -> str:
+def _causes(error: ValidationError) -> list[Any]:
+    """Its errors without those that only follow: a list counts as empty when its one item is wrong."""
+    errors = error.errors()
+    deeper = {e["loc"][:n] for e in errors for n in range(len(e["loc"]))}
+    return [e for e in errors if e["loc"] not in deeper]
+
+
+def _explain(path: Path, error: Any) -> str:
     where = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(where[-1], _allowed_keys(where[:-1]), n=1)

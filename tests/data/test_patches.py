@@ -1,0 +1,236 @@
+"""Training patches: what is drawn depends only on (seed, step, worker), organs are drawn fairly, image and label move together."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlas_ray.data.patches import AIR_HU, Augmentation, CachedCase, PatchSampling, augment, draw_batch, open_cached
+from atlas_ray.organs import Organs
+
+ORGANS = Organs.model_validate(
+    {
+        "name": "three",
+        "organs": [
+            {"name": "liver", "label_id": 6, "color": "#c8604f"},
+            {"name": "spleen", "label_id": 2, "color": "#9b6bd6"},
+            {"name": "aorta", "label_id": 9, "color": "#e0383e"},
+        ],
+    }
+)
+STILL = Augmentation(affine_probability=0, shift_hu=0, gain=0, noise_hu=0)  # patches exactly as they lie in the volume
+ONLY_MOVED = Augmentation(affine_probability=1, shift_hu=0, gain=0, noise_hu=0)
+
+
+def cached(label: np.ndarray, *, known: tuple[bool, ...] = (True, True, True), image: np.ndarray | None = None) -> CachedCase:
+    """A case whose CT is 50 HU plus the label id, so that a voxel shows where it came from."""
+    foreground = np.full((3, 64, 3), -1, np.int16)
+    for k, value in enumerate(ORGANS.label_ids):
+        found = np.argwhere(label == value)[:64]
+        foreground[k, : len(found)] = found
+    image = (50 + label.astype(np.int16)) if image is None else image
+    return CachedCase(image, label.astype(np.uint8), foreground, np.array(known))
+
+
+def three_organs() -> np.ndarray:
+    """A big liver, a spleen a fiftieth of its size, an aorta of four voxels, far from each other."""
+    label = np.zeros((40, 40, 40), np.uint8)
+    label[2:14, 2:14, 2:14] = 6
+    label[30:33, 30:33, 30:33] = 2
+    label[20, 5, 30:34] = 9
+    return label
+
+
+def draw(cases: list[CachedCase], *, size: int = 1, step: int = 0, worker: int = 0, seed: int = 0, **sampling: object):  # type: ignore[no-untyped-def]
+    settings = PatchSampling.model_validate({"patch": (8, 8, 8), "augmentation": STILL, **sampling})
+    return draw_batch(cases, ORGANS, settings, size=size, seed=seed, step=step, worker=worker)
+
+
+# --- which numbers decide -------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_step_and_worker_draw_the_same_batch_whatever_was_drawn_before() -> None:
+    cases = [cached(three_organs()), cached(three_organs()[::-1])]
+    first = draw(cases, size=3, seed=7, step=11, worker=1, augmentation=Augmentation())
+    draw(cases, size=2, seed=7, step=12, worker=1)
+    again = draw(cases, size=3, seed=7, step=11, worker=1, augmentation=Augmentation())
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"step": 1}, {"worker": 1}])
+def test_another_seed_step_or_worker_draws_another_batch(other: dict[str, int]) -> None:
+    cases = [cached(three_organs())]
+    moving = Augmentation()
+    assert not np.array_equal(draw(cases, augmentation=moving)[0], draw(cases, augmentation=moving, **other)[0])
+
+
+def test_shapes_and_types_of_a_batch() -> None:
+    hu, targets, known = draw([cached(three_organs(), known=(True, False, True))], size=2, patch=(8, 10, 12))
+    assert (hu.shape, hu.dtype) == ((2, 1, 8, 10, 12), np.float32)
+    assert (targets.shape, targets.dtype) == ((2, 3, 8, 10, 12), np.uint8)
+    np.testing.assert_array_equal(known, [[True, False, True]] * 2)
+
+
+def test_a_channel_is_one_where_its_organ_is() -> None:
+    hu, targets, _ = draw([cached(three_organs())], size=20, foreground=1.0)
+    for channel, label_id in enumerate((6, 2, 9)):
+        np.testing.assert_array_equal(targets[:, channel], hu[:, 0] == 50 + label_id)
+
+
+# --- where patches lie ----------------------------------------------------------------------------------------------
+
+
+def test_a_patch_larger_than_the_volume_is_filled_up_with_air_without_organs() -> None:
+    label = np.full((4, 5, 20), 6, np.uint8)
+    hu, targets, _ = draw([cached(label)], size=10, patch=(8, 8, 8))
+    inside = hu[:, 0] == 56
+    assert (inside.sum(axis=(1, 2, 3)) == 4 * 5 * 8).all()  # all of the two short axes, and none lost to the border
+    assert (hu[:, 0][~inside] == AIR_HU).all()
+    np.testing.assert_array_equal(targets[:, 0], inside)
+    assert not targets[:, 1:].any()
+
+
+def test_a_patch_never_leaves_a_volume_that_is_large_enough() -> None:
+    hu, _, _ = draw([cached(np.full((9, 9, 9), 6, np.uint8))], size=50, foreground=0.5)
+    assert hu.min() >= 50
+
+
+def test_every_place_of_the_volume_can_be_drawn() -> None:
+    image = np.arange(6**3, dtype=np.int16).reshape(6, 6, 6)
+    case = cached(np.zeros((6, 6, 6), np.uint8), image=image)
+    hu, _, _ = draw([case], size=300, patch=(4, 4, 4), foreground=0.0)
+    assert set(np.unique(hu)) == set(range(6**3))
+
+
+def test_a_foreground_patch_holds_a_known_organ() -> None:
+    _, targets, _ = draw([cached(three_organs())], size=60, foreground=1.0)
+    assert targets.any(axis=(1, 2, 3, 4)).all()
+
+
+def test_organs_are_drawn_equally_often_whatever_their_size() -> None:
+    """The organs lie more than a patch apart, so a patch shows which one it was centered on. 600 draws of p = 1/3: s = 12."""
+    _, targets, _ = draw([cached(three_organs())], size=600, foreground=1.0)
+    shown = targets.any(axis=(2, 3, 4)).sum(axis=0)
+    assert shown.sum() == 600
+    assert (abs(shown - 200) < 50).all()
+
+
+def test_the_share_of_foreground_patches_is_kept() -> None:
+    """Background draws of this volume never hit the organ's corner (1 of 93^3 places holds it), so what shows it was centered."""
+    label = np.zeros((100, 100, 100), np.uint8)
+    label[0, 0, 0] = 6
+    _, targets, _ = draw([cached(label)], size=400, foreground=0.67)
+    assert abs(targets.any(axis=(1, 2, 3, 4)).mean() - 0.67) < 0.08
+
+
+def test_an_organ_without_ground_truth_is_never_chosen_as_center() -> None:
+    case = cached(three_organs(), known=(False, True, False))
+    _, targets, _ = draw([case], size=60, foreground=1.0)
+    assert targets[:, 1].any(axis=(1, 2, 3)).all()
+    assert not targets[:, (0, 2)].any()
+
+
+@pytest.mark.parametrize("known", [(True, True, True), (False, False, False)])
+def test_a_case_without_any_organ_is_drawn_all_the_same(known: tuple[bool, ...]) -> None:
+    hu, targets, _ = draw([cached(np.zeros((20, 20, 20), np.uint8), known=known)], size=5, foreground=1.0)
+    assert (hu == 50).all()
+    assert not targets.any()
+
+
+def test_cases_are_drawn_equally_often() -> None:
+    cases = [cached(np.zeros((8, 8, 8), np.uint8), image=np.full((8, 8, 8), value, np.int16)) for value in (1, 2)]
+    hu, _, _ = draw(cases, size=400)
+    assert abs((hu[:, 0, 0, 0, 0] == 1).mean() - 0.5) < 0.1
+
+
+# --- augmentation ---------------------------------------------------------------------------------------------------
+
+
+def cube(center: tuple[int, int, int], *, edge: int = 24, half: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    label = np.zeros((edge, edge, edge), np.uint8)
+    label[tuple(slice(c - half, c + half + 1) for c in center)] = 6
+    return np.where(label, 300, 0).astype(np.float32), label
+
+
+def moved(settings: Augmentation, seed: int, center: tuple[int, int, int] = (12, 12, 12)) -> tuple[np.ndarray, np.ndarray]:
+    hu, label = cube(center)
+    return augment(hu, label, settings, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bright_cube_stays_on_its_label(seed: int) -> None:
+    hu, label = moved(ONLY_MOVED, seed, center=(8, 12, 15))
+    bright = hu > 150
+    assert label.any()
+    assert 2 * (bright & (label == 6)).sum() / (bright.sum() + (label == 6).sum()) > 0.9
+
+
+def test_moving_moves() -> None:
+    hu, _ = moved(Augmentation(affine_probability=1, rotate_deg=20, shift_hu=0, gain=0, noise_hu=0), 0, center=(6, 12, 12))
+    assert not np.array_equal(hu, cube((6, 12, 12))[0])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_left_stays_left(seed: int) -> None:
+    """In RAS a smaller first index is the patient's left; the same holds for the other two axes."""
+    for axis in range(3):
+        center = [12, 12, 12]
+        center[axis] = 5
+        _, label = moved(ONLY_MOVED, seed, center=(center[0], center[1], center[2]))
+        assert np.argwhere(label)[:, axis].mean() < 11.5
+
+
+def test_no_label_is_invented_between_two() -> None:
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[:8] = 2
+    label[8:] = 9
+    for seed in range(5):
+        _, result = augment(label.astype(np.float32), label, ONLY_MOVED, np.random.default_rng(seed))
+        assert set(np.unique(result)) <= {2, 9}
+        assert result.dtype == np.uint8
+
+
+def test_a_rotation_alone_keeps_distances() -> None:
+    """Two marks 12 voxels apart on a non-cubic patch: an axis order mistake in the sampling grid would stretch them."""
+    label = np.zeros((32, 24, 16), np.uint8)
+    label[9:12, 11:14, 7:10] = 2
+    label[21:24, 11:14, 7:10] = 9
+    turning = Augmentation(affine_probability=1, rotate_deg=30, scale=0, shift_hu=0, gain=0, noise_hu=0)
+    for seed in range(5):
+        _, result = augment(label.astype(np.float32), label, turning, np.random.default_rng(seed))
+        a, b = (np.argwhere(result == value).mean(axis=0) for value in (2, 9))
+        assert np.linalg.norm(a - b) == pytest.approx(12, abs=0.8)
+
+
+def test_hu_shifts_and_gains_stay_within_their_limits() -> None:
+    hu, label = np.full((8, 8, 8), 100, np.float32), np.zeros((8, 8, 8), np.uint8)
+    settings = Augmentation(affine_probability=0, shift_hu=20, gain=0.1, noise_hu=0)
+    means = [float(augment(hu, label, settings, np.random.default_rng(seed))[0].mean()) for seed in range(50)]
+    assert min(means) >= 100 * 0.9 - 20
+    assert max(means) <= 100 * 1.1 + 20
+    assert np.std(means) > 3
+
+
+def test_noise_has_at_most_its_standard_deviation() -> None:
+    hu, label = np.zeros((16, 16, 16), np.float32), np.zeros((16, 16, 16), np.uint8)
+    settings = Augmentation(affine_probability=0, shift_hu=0, gain=0, noise_hu=10)
+    spread = [float(augment(hu, label, settings, np.random.default_rng(seed))[0].std()) for seed in range(20)]
+    assert max(spread) < 10.5
+    assert max(spread) - min(spread) > 1
+
+
+def test_nothing_to_do_changes_nothing() -> None:
+    hu, label = cube((8, 12, 15))
+    same_hu, same_label = augment(hu, label, STILL, np.random.default_rng(0))
+    np.testing.assert_array_equal(same_hu, hu)
+    np.testing.assert_array_equal(same_label, label)
+
+
+def test_a_cache_entry_is_mapped_not_read(tmp_path: Path) -> None:
+    case = cached(three_organs())
+    for name in ("image", "label", "foreground"):
+        np.save(tmp_path / f"{name}.npy", getattr(case, name))
+    opened = open_cached(tmp_path, case.known)
+    assert isinstance(opened.image, np.memmap)
+    np.testing.assert_array_equal(opened.foreground, case.foreground)
