@@ -12,7 +12,7 @@ from atlas_ray.exceptions import AtlasError, ConfigError
 from atlas_ray.organs import CONFIGS, Organs, load_organs
 from atlas_ray.workspace import Workspace
 from ui.login import LOOPBACK, USER, Login
-from ui.store import campaign_settings, newest_predicted_round
+from ui.store import campaign_settings, newest_round
 
 MIN_PASSWORD = 8
 
@@ -58,7 +58,7 @@ def find_login(host: str, password_file: Path | None, user: str | None) -> Login
 
 def main(
     campaign: Annotated[Path, typer.Argument(metavar="WORKSPACE_OR_CONFIG", help="the campaign's folder, or its YAML file")],
-    round: Annotated[int | None, typer.Option(help="default: the newest predicted one")] = None,
+    round: Annotated[int | None, typer.Option(help="default: the newest one with a queue")] = None,
     host: Annotated[str, typer.Option(help="other than loopback needs --password-file")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
     user: Annotated[str | None, typer.Option(help="who annotates, where no password is asked; default: the login name")] = None,
@@ -71,7 +71,7 @@ def main(
         settings = campaign_settings(workspace.config)
         organ_set = find_organs(organs, settings)
         login = find_login(host, password_file, user)
-        shown = round if round is not None else newest_predicted_round(workspace)
+        shown = round if round is not None else newest_round(workspace)
         from ui.app import create_app
 
         app = create_app(

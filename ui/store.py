@@ -301,12 +301,14 @@ def campaign_settings(path: Path) -> Record:
     return {key: value for key, value in wanted.items() if value is not None}
 
 
-def newest_predicted_round(workspace: Workspace) -> int:
-    """The newest round with a finished prediction. Raises WorkspaceError where there is none."""
-    newest, looked_at = None, 0
-    while workspace.round(looked_at).exists():
-        newest = looked_at if workspace.predicted(looked_at) else newest
-        looked_at += 1
-    if newest is None:
-        raise WorkspaceError(f"{workspace.root} has no predicted round; run `python -m jobs.predict CONFIG --round N` first")
-    return newest
+def newest_round(workspace: Workspace) -> int:
+    """The newest round with a priority list, else with a prediction: a round ends by predicting the next one's holdout, and
+    nobody annotates that. Raises WorkspaceError where nothing is predicted."""
+    rounds = [0]
+    while workspace.round(rounds[-1]).exists():
+        rounds.append(rounds[-1] + 1)
+    for is_ready in (lambda r: workspace.priority_csv(r).exists(), workspace.predicted):
+        ready = [r for r in rounds if is_ready(r)]
+        if ready:
+            return ready[-1]
+    raise WorkspaceError(f"{workspace.root} has no predicted round; run `python -m jobs.predict CONFIG --round N` first")

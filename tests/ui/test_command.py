@@ -10,7 +10,7 @@ from ui_workspace import ORGANS
 from atlas_ray.exceptions import ConfigError, WorkspaceError
 from atlas_ray.workspace import Workspace
 from ui.__main__ import find_login, find_organs, find_workspace
-from ui.store import campaign_settings, newest_predicted_round
+from ui.store import campaign_settings, newest_round
 
 
 def test_network_needs_a_password(tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_settings_and_round(workspace: Workspace, tmp_path: Path) -> None:
     assert settings["lease_minutes"] == 5
     assert "database" not in settings
     assert find_organs(None, settings) == ORGANS
-    assert newest_predicted_round(workspace) == 0
+    assert newest_round(workspace) == 0
     workspace.round(1).mkdir()
-    assert newest_predicted_round(workspace) == 0
+    assert newest_round(workspace) == 0
     with pytest.raises(WorkspaceError, match=r"jobs\.predict"):
-        newest_predicted_round(Workspace(tmp_path / "empty"))
+        newest_round(Workspace(tmp_path / "empty"))
 
 
 def test_errors_are_one_line_and_an_exit_code(tmp_path: Path) -> None:
