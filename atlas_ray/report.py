@@ -1,10 +1,29 @@
 """What a round is summed up to for the person at the terminal."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from atlas_ray.config import Campaign
-from atlas_ray.rounds import RoundResult
+from atlas_ray.data.ingest import collect
+from atlas_ray.rounds import STEPS, RoundResult
+
+
+def plan_rows(campaign: Campaign, round_index: int) -> list[tuple[str, str]]:
+    """What a round would work on, with what, and which of its steps are already finished."""
+    workspace, where = campaign.open_workspace(), campaign.cluster
+    found = collect(campaign.datasets, campaign.load_organs(), workspace, data_root=campaign.data_root)
+    splits = Counter(candidate.split for candidate in found)
+    device = "GPU" if where.use_gpu else "CPU"
+    done = workspace.finished_steps(round_index)
+    return [
+        ("cases", ", ".join(f"{count} {split}" for split, count in splits.items())),
+        ("networks", ", ".join(campaign.architecture_names)),
+        ("training", f"{where.train_workers} {device} worker(s) of {where.cpus_per_worker} CPUs"),
+        ("prediction", f"up to {where.actors} {device} actor(s)"),
+        ("annotator", campaign.annotation.annotator.annotator),
+        *((f"step {step}", done.get(step, "to do")) for step in STEPS),
+    ]
 
 
 def round_rows(campaign: Campaign, results: Sequence[RoundResult]) -> tuple[list[str], list[list[Any]]]:

@@ -5,18 +5,15 @@ python -m jobs.run_round CONFIG [--round N] [--set key=value] [--dry-run]
 
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, out, print_table, progress, run
-from atlas_ray.report import next_commands, round_rows
-from atlas_ray.rounds import STEPS, run_round
+from atlas_ray.report import next_commands, plan_rows, round_rows
+from atlas_ray.rounds import run_round
 
 
 def main(config: ConfigArgument, round_: RoundOption = 0, set_: SetOption = None, dry_run: DryRunOption = False) -> None:
     """Run, or go on with, one round. With a human annotator it stops when the queue is filled and goes on when it is worked off."""
     campaign = open_campaign(config, set_, dry_run=dry_run)
     if dry_run:
-        done = campaign.open_workspace().finished_steps(round_)
-        print_table(
-            f"round {round_} in {campaign.workspace}", ("step", "finished"), [(step, done.get(step, "to do")) for step in STEPS]
-        )
+        print_table(f"would run round {round_} in {campaign.workspace}", ("", ""), plan_rows(campaign, round_))
         return
     with ray_session():
         result = run_round(campaign, round_, bar=progress)

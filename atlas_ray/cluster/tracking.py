@@ -7,6 +7,7 @@ Tracking never fails a job: a server that is away costs log lines, not the round
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,10 @@ log = logging.getLogger(__name__)
 class Run:
     """One MLflow run, addressed by id: usable in the driver and, through `uri` and `run_id`, in a worker."""
 
-    def __init__(self, uri: str, run_id: str | None, backlog: Path | None = None) -> None:
+    def __init__(self, uri: str, run_id: str | None, backlog: Path | None = None, *, key: str = "") -> None:
         self.uri = uri
         self.run_id = run_id
+        self.key = key  # what the run is found by; the backlog's only name for a run that could not be made
         self._backlog = backlog
 
     def metrics(self, values: Mapping[str, float | None], *, step: int = 0) -> None:
@@ -34,7 +36,8 @@ class Run:
         from mlflow.entities import Metric
 
         rows = [Metric(_metric_name(k), float(v), _now_ms(), step) for k, v in values.items() if v is not None and v == v]
-        self._send("metrics", {m.key: m.value for m in rows}, lambda c: c.log_batch(self.run_id, metrics=rows) if rows else None)
+        if rows:
+            self._send("metrics", {m.key: m.value for m in rows}, lambda c: c.log_batch(self.run_id, metrics=rows), step=step)
 
     def params(self, values: Mapping[str, str]) -> None:
         """Log parameters once; MLflow refuses to change them, so a resumed round keeps what was logged first."""
@@ -63,28 +66,30 @@ class Run:
         """FINISHED or FAILED; otherwise the run would stay RUNNING for ever."""
         self._send("status", status, lambda c: c.set_terminated(self.run_id, status))
 
-    def _send(self, what: str, values: Any, call: Any) -> None:
+    def _send(self, what: str, values: Any, call: Any, **where: int) -> None:
         if self.run_id is None:
-            self._keep(what, values)
+            self._keep(what, values, where)
             return
         try:
             call(_client(self.uri))
         except Exception as error:  # whatever the store raises, the round matters more
-            log.warning("MLflow at %s did not take %s: %s", _without_password(self.uri), what, str(error).splitlines()[0])
-            self._keep(what, values)
+            log.warning("MLflow at %s did not take %s: %s", _without_password(self.uri), what, _first_line(error))
+            self._keep(what, values, where)
 
-    def _keep(self, what: str, values: Any) -> None:
+    def _keep(self, what: str, values: Any, where: Mapping[str, int]) -> None:
         if self._backlog is not None:
             self._backlog.parent.mkdir(parents=True, exist_ok=True)
             with self._backlog.open("a") as file:
-                file.write(json.dumps({"run": self.run_id, "what": what, "values": values}, default=str) + "\n")
+                file.write(
+                    json.dumps({"key": self.key, "run": self.run_id, "what": what, **where, "values": values}, default=str) + "\n"
+                )
 
 
 @contextmanager
 def round_run(campaign: Campaign, round_index: int) -> Iterator[Run]:
     """The parent run of a round; the same one when the round is resumed. Ends FINISHED, or FAILED when the block raises."""
     with _run(campaign, f"round-{round_index:03d}", kind="round", round_index=round_index, parent=None) as run:
-        run.params(flat(campaign))
+        run.params({key: _without_password(value) for key, value in flat(campaign).items()})
         yield run
 
 
@@ -99,7 +104,7 @@ def step_run(campaign: Campaign, round_index: int, step: str, *, kind: str = "st
 @contextmanager
 def _run(campaign: Campaign, key: str, *, kind: str, round_index: int, parent: str | None) -> Iterator[Run]:
     run_id = _find_or_create(campaign, key, kind=kind, round_index=round_index, parent=parent)
-    run = Run(campaign.tracking_uri, run_id, campaign.open_workspace().tracking_backlog)
+    run = Run(campaign.tracking_uri, run_id, campaign.open_workspace().tracking_backlog, key=key)
     try:
         yield run
     except BaseException:
@@ -132,7 +137,12 @@ def _find_or_create(
             client.set_terminated(run_id)
         return run_id
     except Exception as error:  # as in Run._send
-        log.warning("MLflow at %s is away (%s); %s is tracked in the backlog", _without_password(campaign.tracking_uri), error, key)
+        log.warning(
+            "MLflow at %s is away (%s); %s is tracked in the backlog",
+            _without_password(campaign.tracking_uri),
+            _first_line(error),
+            key,
+        )
         return None
 
 
@@ -152,8 +162,8 @@ def _client(uri: str) -> "MlflowClient":
     )  # its default of 7 stalls a step for minutes when the server is away
     from mlflow import MlflowClient
 
-    for chatty in ("alembic", "mlflow"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for chatty, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3.connectionpool", logging.ERROR)):
+        logging.getLogger(chatty).setLevel(level)
     return MlflowClient(tracking_uri=uri)
 
 
@@ -161,9 +171,14 @@ def _metric_name(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    return scheme + separator + rest.rsplit("@", 1)[-1]
+def _first_line(error: Exception) -> str:
+    """MLflow's messages quote the whole address, with its password."""
+    return _without_password((str(error) or type(error).__name__).splitlines()[0])
+
+
+def _without_password(text: str) -> str:
+    """Addresses in the text without "user:password@"."""
+    return re.sub(r"://[^/\s]*@", "://", text)
 
 
 def _now_ms() -> int:

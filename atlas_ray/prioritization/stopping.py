@@ -74,8 +74,3 @@ class MaxRounds(Schema):
 
 
 StopRule = Annotated[TopCaseNeedsNone | MaxRounds, Field(discriminator="rule")]
-
-
-def decide(rules: Sequence[StopRule], outcome: RoundOutcome) -> list[StopDecision]:
-    """Every rule's decision, for the record; the campaign stops when any is met."""
-    return [rule.met(outcome) for rule in rules]
