@@ -1,6 +1,5 @@
 """When the rounds may end. A rule looks at what a round brought and says yes or no, with its reason for the record."""
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
