@@ -157,7 +157,8 @@ def read_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     campaign = Campaign.model_validate_json(campaign_json)
     case = Case.model_validate_json(row["case"])
     empty: Row = {"image": None, "shape": None, "affine": None, "header": b"", "error": ""}
-    if refusal := _claim(campaign, f"read-{round_index:03d}", case.case_id):
+    step = f"read-{round_index:03d}"
+    if refusal := _claim(campaign, step, case.case_id):
         return {**row, **empty, "error": refusal}
     try:
         image = read_volume(case.image, series_uid=case.series_uid)
@@ -166,6 +167,8 @@ def read_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
         network = to_network_grid(image, campaign.preprocessing)
     except CaseError as error:
         return {**row, **empty, "error": str(error)}
+    finally:
+        _release(campaign, step, case.case_id)
     return {
         **row,
         **empty,
@@ -190,12 +193,17 @@ def _claim(campaign: Campaign, step: str, case_id: str) -> str:
     return f"started {limit} times without a result: it kills its process (out of memory, or a crash in a decoder)"
 
 
+def _release(campaign: Campaign, step: str, case_id: str) -> None:
+    """Clear a case's ledger of one step: the process has outlived it, whatever came of the case."""
+    workspace = campaign.open_workspace()
+    for number in range(1, campaign.cluster.max_attempts + 1):
+        workspace.attempt(step, case_id, number).unlink(missing_ok=True)
+
+
 def forget_attempts(campaign: Campaign, round_index: int, case_id: str) -> None:
     """Clear a case's ledger: when it is done, or when someone asks to try it again."""
-    workspace = campaign.open_workspace()
-    for step in (f"read-{round_index:03d}", f"predict-{round_index:03d}"):
-        for number in range(1, campaign.cluster.max_attempts + 1):
-            workspace.attempt(step, case_id, number).unlink(missing_ok=True)
+    for step in ("read", "predict"):
+        _release(campaign, f"{step}-{round_index:03d}", case_id)
 
 
 # --- ensemble and attention -----------------------------------------------------------------------------------------
@@ -243,6 +251,7 @@ class Ensemble:
             files = self.predict(case, np.array(row["image"]), grid, began)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
+            _release(self.campaign, f"predict-{self.round:03d}", case.case_id)
             return {**result, "error": f"out of GPU memory: {str(error).splitlines()[0]}"}
         return {**result, "files": files, "seconds": time.monotonic() - began, "peak_mb": _peak_mb()}
 

@@ -1,0 +1,387 @@
+"""The prediction stream: every output on its input's own grid, every bad case a row, nothing done twice.
+
+Two networks with a known answer: an nnU-Net whose weights are set by hand so that it finds what is brighter than its surroundings, and
+a U-Net that says "liver, 73 %" everywhere. Together they call liver exactly the bright cube, and disagree everywhere else.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from atlas_ray.cluster import prediction
+from atlas_ray.cluster.prediction import Ensemble, Row, forget_attempts, predict_cases, read_case, write_case
+from atlas_ray.config import Campaign
+from atlas_ray.exceptions import AtlasError
+from atlas_ray.records import Case
+from atlas_ray.segmentation.architectures import NNUNet, UNet
+from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
+from atlas_ray.segmentation.pseudo_labels import native_slabs
+from atlas_ray.workspace import Workspace
+
+pytestmark = [
+    # Ray Data 2.60's own, in the driver
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::UserWarning:ray"),
+]
+
+ORGANS = """
+name: two
+organs:
+  - {name: liver, label_id: 6, color: "#c8604f"}
+  - {name: spleen, label_id: 2, color: "#9b6bd6"}
+"""
+SHAPE, SPACING = (16, 20, 8), (2.0, 2.0, 4.0)  # in RAS
+CUBE = (slice(3, 9), slice(5, 15), slice(2, 6))  # bright; off center in every axis
+NNUNET, UNET = NNUNet(features=(2, 4), convs_per_stage=1), UNet(features=(4, 8), residual_units=1)
+FOLDER_LISTING = [
+    "architectures/nnunet.nii.gz",
+    "architectures/unet.nii.gz",
+    "attention/liver.nii.gz",
+    "attention/spleen.nii.gz",
+    "components.jsonl",
+    "heat.nii.gz",
+    "pseudo_label.nii.gz",
+    "scores.json",
+]
+
+
+def make_campaign(root: Path, **changes: Any) -> Campaign:
+    root.mkdir(exist_ok=True)
+    (root / "two.yaml").write_text(ORGANS)
+    return Campaign.model_validate(
+        {
+            "name": "small",
+            "workspace": str(root / "workspace"),
+            "organs": str(root / "two.yaml"),
+            "datasets": [{"source": "phantom", "name": "unused", "count": 1, "split": "pool"}],
+            "preprocessing": {"spacing": (2, 2, 2)},
+            "architectures": [NNUNET, UNET],
+            "patches": {"patch": (16, 16, 16)},
+            "inference": {"window": (16, 20, 16), "overlap": 0.25, "precision": "float32"},
+            "attention": {"mode": "physical"},
+            **changes,
+        }
+    )
+
+
+def finds_bright_things() -> dict[str, torch.Tensor]:
+    """Only the skip connection is used: the CT, normalized over the window twice, then 4 v - 6 for the liver."""
+    network = NNUNET.build(2)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        weights = dict(network.named_parameters())
+        weights["encoder.stages.0.0.convs.0.conv.weight"][0, 0, 1, 1, 1] = 1
+        weights["decoder.stages.0.convs.0.conv.weight"][0, 2, 1, 1, 1] = 1  # channels 0 and 1 come from below
+        weights["decoder.seg_layers.0.weight"][0, 0] = 4
+        weights["decoder.seg_layers.0.bias"].copy_(torch.tensor([-6.0, -8.0]))
+    return network.state_dict()
+
+
+def says_liver_everywhere(liver_logit: float) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    network = UNET.build(2)
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias.copy_(torch.tensor([liver_logit, -8.0]))
+    return network.state_dict()
+
+
+def save_networks(campaign: Campaign, *, liver_logit: float = 1.0) -> dict[str, str]:
+    """Architecture -> sha256 of its checkpoint in round 0."""
+    origin = Provenance(round=0, cases=1, data_key="abc", steps=1, seed=0, created="2026-01-01T00:00:00+00:00")
+    shas = {}
+    for architecture, state in ((NNUNET, finds_bright_things()), (UNET, says_liver_everywhere(liver_logit))):
+        header = CheckpointHeader(
+            architecture=architecture, organs=("liver", "spleen"), spacing=(2, 2, 2), window_hu=(-175, 250), provenance=origin
+        )
+        path = campaign.open_workspace().checkpoint(0, architecture.architecture)
+        shas[architecture.architecture] = save_checkpoint(path, header, state)
+    return shas
+
+
+def save_case(folder: Path, case_id: str, *, orientation: str = "LPS", **fields: Any) -> Case:
+    """A CT of -100 HU with a cube of 100 HU, stored in any orientation with a header of its own."""
+    voxels = np.full(SHAPE, -100, np.int16)
+    voxels[CUBE] = 100
+    ras = nibabel.Nifti1Image(voxels, np.array([[2.0, 0, 0, -31], [0, 2, 0, 12], [0, 0, 4, -400], [0, 0, 0, 1]]))
+    change = nibabel.orientations.ornt_transform(
+        nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(tuple(orientation))
+    )
+    image = ras.as_reoriented(change)
+    image.set_sform(image.affine, code=2)
+    image.set_qform(image.affine, code=1)
+    image.header["descrip"] = b"scanner 7"
+    image.header["cal_max"] = 250
+    image.header.set_xyzt_units("mm", "sec")
+    path = folder / f"{case_id}.nii.gz"
+    nibabel.save(image, path)
+    spacing = tuple(map(float, image.header.get_zooms()))
+    known = {"image": str(path), "sha256": "0" * 64, "shape": image.shape, "spacing": spacing, "orientation": orientation}
+    return Case.model_validate({"case_id": case_id, **known, "source": "here", "license": "CC0-1.0", "split": "pool", **fields})
+
+
+def read_row(campaign: Campaign, case: Case) -> Row:
+    row = {"case_id": case.case_id, "case": case.model_dump_json()}
+    return read_case(row, campaign_json=campaign.model_dump_json(), round_index=0)
+
+
+def predict_here(campaign: Campaign, case: Case) -> Row:
+    """The three operators of the stream one after the other, in this process."""
+    plan = campaign.model_dump_json()
+    return write_case(Ensemble(plan, 0)(read_row(campaign, case)), campaign_json=plan, round_index=0)
+
+
+def voxels_of(path: Path) -> np.ndarray:
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def bright(case: Case) -> np.ndarray:
+    return voxels_of(Path(case.image)) > 0
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Campaign:
+    campaign = make_campaign(tmp_path)
+    save_networks(campaign)
+    return campaign
+
+
+@pytest.fixture
+def workspace(campaign: Campaign) -> Workspace:
+    return campaign.open_workspace()
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "LAS", "PIR", "SAL"])
+def test_the_pseudo_label_is_the_bright_cube_in_any_orientation(
+    campaign: Campaign, workspace: Workspace, tmp_path: Path, orientation: str
+) -> None:
+    case = save_case(tmp_path, "a", orientation=orientation)
+    assert predict_here(campaign, case)["error"] == ""
+    np.testing.assert_array_equal(voxels_of(workspace.pseudo_label(0, "a")), np.where(bright(case), 6, 0))
+    np.testing.assert_array_equal(voxels_of(workspace.architecture_label(0, "a", "nnunet")), np.where(bright(case), 6, 0))
+    assert (voxels_of(workspace.architecture_label(0, "a", "unet")) == 6).all()
+
+
+def test_every_file_is_written_on_the_exact_grid_and_header_of_the_ct(
+    campaign: Campaign, workspace: Workspace, tmp_path: Path
+) -> None:
+    case = save_case(tmp_path, "a")
+    predict_here(campaign, case)
+    folder = workspace.prediction(0, "a")
+    assert files_of(folder) == FOLDER_LISTING
+    ct = nibabel.load(case.image)
+    voxel_type = {"datatype", "bitpix", "scl_slope", "scl_inter"}
+    for name in FOLDER_LISTING:
+        if name.endswith(".nii.gz"):
+            output = nibabel.load(folder / name)
+            np.testing.assert_array_equal(output.affine, ct.affine)
+            assert output.get_data_dtype() == np.uint8
+            differing = {key for key in ct.header if ct.header[key].tobytes() != output.header[key].tobytes()}
+            assert differing <= voxel_type
+
+
+def test_a_ct_without_a_nifti_header_comes_back_on_its_affine(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
+    """As a DICOM series does."""
+    case = save_case(tmp_path, "a")
+    plan = campaign.model_dump_json()
+    write_case(Ensemble(plan, 0)({**read_row(campaign, case), "header": b""}), campaign_json=plan, round_index=0)
+    np.testing.assert_array_equal(nibabel.load(workspace.pseudo_label(0, "a")).affine, nibabel.load(case.image).affine)
+    np.testing.assert_array_equal(voxels_of(workspace.pseudo_label(0, "a")) == 6, bright(case))
+
+
+def test_attention_lies_where_the_networks_disagree(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
+    case = save_case(tmp_path, "a")
+    predict_here(campaign, case)
+    liver = voxels_of(workspace.attention(0, "a", "liver")) > 0
+    far = ~np.logical_or.reduce([np.roll(bright(case), shift, axis) for axis in range(3) for shift in (-1, 0, 1)])
+    far[[0, -1]] = far[:, [0, -1]] = far[..., [0, -1]] = False  # an opening may treat the border in its own way
+    assert liver[far].all()
+    assert not voxels_of(workspace.attention(0, "a", "spleen")).any()
+    assert (voxels_of(workspace.heat(0, "a"))[far] > 0).all()
+
+
+def test_components_lie_in_the_grid_and_count_what_the_attention_shows(
+    campaign: Campaign, workspace: Workspace, tmp_path: Path
+) -> None:
+    predict_here(campaign, save_case(tmp_path, "a", orientation="SAL"))
+    bits = voxels_of(workspace.attention(0, "a", "liver"))
+    assert bits.shape == (8, 20, 16)
+    components = workspace.case_components(0, "a")
+    assert components
+    assert [c.index for c in components] == list(range(1, len(components) + 1))
+    for component in components:
+        assert all(0 <= start < stop <= n for (start, stop), n in zip(component.box, bits.shape, strict=True))
+        assert component.volume_mm3 == pytest.approx(component.voxels * 2 * 2 * 4)
+        assert component.organ == "liver"
+        assert component.reason in component.criteria
+        assert bits[component.peak] > 0
+    assert sum(c.voxels for c in components) == (bits > 0).sum()
+
+
+def test_scores_add_up_and_name_the_weights(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
+    shas = save_networks(campaign)
+    predict_here(campaign, save_case(tmp_path, "a"))
+    scores = workspace.case_scores(0, "a")
+    assert (scores.case_id, scores.round, scores.attention_mode, scores.checkpoints) == ("a", 0, "physical", shas)
+    liver, spleen = scores.organs
+    assert liver.attention_voxels == (voxels_of(workspace.attention(0, "a", "liver")) > 0).sum() == scores.attention_voxels
+    assert scores.attention_mm3 == pytest.approx(16 * scores.attention_voxels)
+    assert liver.predicted_ml == pytest.approx(6 * 10 * 4 * 16 / 1000)
+    assert (spleen.attention_voxels, spleen.predicted_ml, spleen.components) == (0, 0, 0)
+    assert scores.peak_memory_mb > 0
+
+
+@pytest.mark.parametrize(("split", "watched"), [("train", False), ("holdout", True)])
+def test_a_labeled_organ_needs_no_attention_except_in_the_holdout(
+    campaign: Campaign, workspace: Workspace, tmp_path: Path, split: str, watched: bool
+) -> None:
+    predict_here(campaign, save_case(tmp_path, "a", split=split, labeled_organs=("liver",)))
+    assert voxels_of(workspace.attention(0, "a", "liver")).any() == watched
+    assert bool(workspace.case_components(0, "a")) == watched
+    assert (voxels_of(workspace.pseudo_label(0, "a")) == 6).any()
+
+
+@pytest.mark.parametrize("mode", ["physical", "faithful"])
+def test_slabs_do_not_show_in_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """One slab for all, and slabs of a single slice with their context, write the same voxels."""
+    outputs: list[dict[str, np.ndarray]] = []
+    scores = []
+    for memory_mb in (600, 1e-6):
+        campaign = make_campaign(tmp_path / f"{memory_mb}", attention={"mode": mode})
+        save_networks(campaign)
+        case = save_case(tmp_path, "a")
+        monkeypatch.setattr(prediction, "native_slabs", partial(native_slabs, memory_mb=memory_mb))
+        predict_here(campaign, case)
+        workspace = campaign.open_workspace()
+        folder = workspace.prediction(0, "a")
+        outputs.append({name: voxels_of(folder / name) for name in FOLDER_LISTING if name.endswith(".nii.gz")})
+        scores.append(workspace.case_scores(0, "a").organs)
+    assert outputs[0]["attention/liver.nii.gz"].any()
+    for name, whole in outputs[0].items():
+        np.testing.assert_array_equal(whole, outputs[1][name], err_msg=name)
+    for one, other in zip(*scores, strict=True):
+        assert one.entropy == pytest.approx(other.entropy)
+        assert one.attention_voxels == other.attention_voxels
+
+
+# --- bad cases ------------------------------------------------------------------------------------------------------
+
+
+def truncate(case: Case) -> None:
+    path = Path(case.image)
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def attempts(workspace: Workspace) -> list[str]:
+    return sorted(path.name for path in (workspace.root / "attempts").rglob("*") if path.is_file())
+
+
+def test_a_file_that_cannot_be_read_is_an_error_row_however_often_it_is_tried(
+    campaign: Campaign, workspace: Workspace, tmp_path: Path
+) -> None:
+    """It never killed a process, so the reason stays the true one."""
+    case = save_case(tmp_path, "a")
+    truncate(case)
+    for _ in range(campaign.cluster.max_attempts + 1):
+        row = predict_here(campaign, case)
+        assert "a.nii.gz" in row["error"]
+        assert "kills" not in row["error"]
+    assert not workspace.prediction(0, "a").exists()
+
+
+def test_a_ct_that_changed_since_ingest_is_refused(campaign: Campaign, tmp_path: Path) -> None:
+    row = predict_here(campaign, save_case(tmp_path, "a", shape=(16, 20, 9)))
+    assert "has shape (16, 20, 8), at ingest it had (16, 20, 9)" in row["error"]
+
+
+def test_a_case_that_kills_its_reader_is_refused_after_max_attempts(campaign: Campaign, tmp_path: Path) -> None:
+    """Each start leaves a marker first; a process that dies never takes it back."""
+    case = save_case(tmp_path, "a")
+    for _ in range(campaign.cluster.max_attempts):
+        assert prediction._claim(campaign, "read-000", "a") == ""
+    assert "started 3 times without a result" in read_row(campaign, case)["error"]
+    assert read_row(campaign, save_case(tmp_path, "b"))["error"] == ""  # only this case
+    forget_attempts(campaign, 0, "a")
+    assert read_row(campaign, case)["error"] == ""
+
+
+def test_a_case_that_kills_the_actor_is_refused_after_max_attempts(
+    campaign: Campaign, workspace: Workspace, tmp_path: Path
+) -> None:
+    case = save_case(tmp_path, "a")
+    for _ in range(campaign.cluster.max_attempts):
+        prediction._claim(campaign, "predict-000", "a")
+    assert "kills its process" in predict_here(campaign, case)["error"]
+    assert not workspace.prediction(0, "a").exists()
+
+
+def test_a_finished_case_leaves_no_attempt_behind(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
+    predict_here(campaign, save_case(tmp_path, "a"))
+    assert attempts(workspace) == []
+
+
+def test_without_a_checkpoint_the_message_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(AtlasError, match=r"nnunet\.pt is missing; run `python -m jobs\.train CONFIG --round 0`"):
+        predict_cases(make_campaign(tmp_path), 0, [])
+
+
+# --- the stream -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_stream_finishes_the_good_cases_sets_bad_ones_aside_and_repeats_nothing(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = make_campaign(tmp_path, cluster={"max_failed_fraction": 0.5})
+    workspace = campaign.open_workspace()
+    shas = save_networks(campaign)
+    good = [save_case(tmp_path, "lps"), save_case(tmp_path, "labeled", orientation="RAS", split="train", labeled_organs=("liver",))]
+    corrupt, killer = save_case(tmp_path, "corrupt"), save_case(tmp_path, "killer")
+    truncate(corrupt)
+    for _ in range(campaign.cluster.max_attempts):
+        prediction._claim(campaign, "predict-000", "killer")
+
+    rows: list[Row] = []
+    summary = predict_cases(campaign, 0, [*good, corrupt, killer], progress=rows.append)
+    assert (summary.predicted, summary.skipped, len(summary.failed)) == (2, 0, 2)
+    assert summary.peak_mb > 0
+    assert sorted(row["case_id"] for row in rows) == ["corrupt", "killer", "labeled", "lps"]
+    assert all(len(json.dumps(row, default=str)) < 1000 for row in rows)  # only small rows reach the driver
+    assert workspace.predicted(0) == {"lps", "labeled"}
+    reasons = {entry.case_id: entry.reason for entry in workspace.quarantined()}
+    assert "corrupt.nii.gz" in reasons["corrupt"]
+    assert "started 3 times" in reasons["killer"]
+    for case in good:
+        assert files_of(workspace.prediction(0, case.case_id)) == FOLDER_LISTING
+        np.testing.assert_array_equal(voxels_of(workspace.pseudo_label(0, case.case_id)) == 6, bright(case))
+    assert not voxels_of(workspace.attention(0, "labeled", "liver")).any()
+
+    with monkeypatch.context() as patch:  # a second run of finished cases starts no stream
+        patch.setattr(prediction, "_stream", None)
+        again = predict_cases(campaign, 0, good)
+    assert (again.predicted, again.skipped, again.failed) == (0, 2, ())
+
+    # Other weights make the predictions stale. One failure of two is more than a tenth; the good one is done all the same.
+    newer = save_networks(campaign, liver_logit=0.5)
+    assert newer["unet"] != shas["unet"]
+    assert newer["nnunet"] == shas["nnunet"]
+    strict = make_campaign(tmp_path, cluster={"max_failed_fraction": 0.1})
+    with pytest.raises(AtlasError, match=r"1 of 2 cases failed, 10% are allowed; reasons in .*quarantine\.jsonl"):
+        predict_cases(strict, 0, [good[0], corrupt])
+    assert workspace.case_scores(0, "lps").checkpoints == newer
+    assert workspace.case_scores(0, "labeled").checkpoints == shas
