@@ -92,7 +92,7 @@ class Slab:
 
 
 def native_slabs(
-    probabilities_MKXYZ: Tensor, support_MKXYZ: Tensor, shape: IntTriple, *, halo: int, memory_mb: float = 600
+    probabilities_MKXYZ: Tensor, support_MKXYZ: Tensor, shape: IntTriple, *, halo: int, memory_mb: float = 300
 ) -> Iterator[Slab]:
     """Probabilities on the image's own grid (in RAS), a few slices at a time, so that memory does not grow with the volume.
 
@@ -108,7 +108,7 @@ def native_slabs(
     weights = [torch.from_numpy(linear_weights(n, out)).to(device) for n, out in zip((nx, ny, nz), shape, strict=True)]
     nearest = [torch.from_numpy(nearest_indices(n, out)).to(device) for n, out in zip((nx, ny, nz), shape, strict=True)]
     slice_mb = 4 * M * K * shape[0] * shape[1] / 2**20
-    step = max(1, int(memory_mb / slice_mb) - 2 * halo)
+    step = max(1, 2 * halo, int(memory_mb / slice_mb) - 2 * halo)  # at most twice the work is context
     for start in range(0, shape[2], step):
         stop = min(start + step, shape[2])
         low, high = max(0, start - halo), min(shape[2], stop + halo)
