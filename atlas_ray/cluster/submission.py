@@ -30,6 +30,7 @@ EXCLUDES = (  # as in .gitignore; nothing here is needed to run a job, and some 
     "*.nii", "*.nii.gz", "*.dcm", "*.pt", "*.npz", "*.db", "auth_token", "*.token",
 )  # fmt: skip
 POLL_S = 0.5
+START_S = 60.0
 
 
 class Submission(Schema):
@@ -100,7 +101,11 @@ class JobServer:
     """
 
     def __init__(self, address: str) -> None:
+        import logging
+
         from ray.job_submission import JobSubmissionClient
+
+        logging.getLogger("ray").setLevel(logging.WARNING)  # its packaging lists every ignored file
 
         self.address = address
         self._client: Any = self._asked(lambda: JobSubmissionClient(address))
@@ -112,15 +117,23 @@ class JobServer:
         taken = {job.submission_id for job in self._asked(self._client.list_jobs)}
         free = (f"{submission.stem}-{n}" for n in itertools.count(1))
         submission_id = next(name for name in free if name not in taken)
-        self._asked(
-            lambda: self._client.submit_job(
-                entrypoint=submission.entrypoint,
-                submission_id=submission_id,
-                runtime_env={"working_dir": str(CHECKOUT), "excludes": list(EXCLUDES), "env_vars": {"PYTHONUNBUFFERED": "1"}},
-                metadata={"verb": submission.verb},
-            )
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                self._asked(lambda: self._send(submission, submission_id))
+                return submission_id
+            except AtlasError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(2)  # a head that has just started answers before it can run jobs
+
+    def _send(self, submission: Submission, submission_id: str) -> None:
+        self._client.submit_job(
+            entrypoint=submission.entrypoint,
+            submission_id=submission_id,
+            runtime_env={"working_dir": str(CHECKOUT), "excludes": list(EXCLUDES), "env_vars": {"PYTHONUNBUFFERED": "1"}},
+            metadata={"verb": submission.verb},
         )
-        return submission_id
 
     def follow(self, submission_id: str, write: Callable[[str], object]) -> None:
         """Hand the job's log on until it ends. Raises AtlasError when it did not succeed."""
