@@ -1,7 +1,7 @@
 """The prediction stream: every output on its input's own grid, every bad case a row, nothing done twice.
 
-Two networks with a known answer: an nnU-Net whose weights are set by hand so that it finds what is brighter than its surroundings, and
-a U-Net that says "liver, 73 %" everywhere. Together they call liver exactly the bright cube, and disagree everywhere else.
+Two networks with a known answer: an nnU-Net whose weights are set by hand so that it finds what is brighter than its surroundings,
+and a U-Net that says "liver, 73 %" everywhere. Together they call liver exactly the bright cube, and disagree everywhere else.
 """
 
 import json
@@ -24,12 +24,8 @@ from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, sav
 from atlas_ray.segmentation.pseudo_labels import native_slabs
 from atlas_ray.workspace import Workspace
 
-pytestmark = [
-    # Ray Data 2.60's own, in the driver
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
-    pytest.mark.filterwarnings("ignore::UserWarning:ray"),
-]
+# Ray Data 2.60 sets its own deprecated options whenever it makes a context
+pytestmark = pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning")
 
 ORGANS = """
 name: two
