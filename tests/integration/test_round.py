@@ -1,6 +1,7 @@
 """One whole small round as a user runs it: killed in the middle, started again, started once more, and what it leaves behind."""
 
 import csv
+import gzip
 import re
 import shutil
 import subprocess
@@ -120,10 +121,16 @@ def test_the_annotator_changed_voxels_only_where_attention_pointed(finished):
     assert changed_anything
 
 
+def contents(root: Path) -> dict[Path, bytes]:
+    """Of every annotation, decompressed: a gzip header may hold the time it was written."""
+    files = {p: p.read_bytes() for p in root.rglob("annotations/*/*")}
+    return {p: gzip.decompress(data) if p.suffix == ".gz" else data for p, data in files.items()}
+
+
 def test_merge_and_evaluate_can_be_run_again_alone(finished):
-    annotations = {p: p.read_bytes() for p in finished.workspace.root.rglob("annotations/*/*")}
+    annotations = contents(finished.workspace.root)
     assert "merged cases" in succeeded(job("merge", finished.config, cwd=finished.config.parent))
-    assert {p: p.read_bytes() for p in finished.workspace.root.rglob("annotations/*/*")} == annotations
+    assert contents(finished.workspace.root) == annotations
     assert "Dice on 1 holdout cases" in succeeded(job("evaluate", finished.config, cwd=finished.config.parent))
 
 
@@ -131,14 +138,11 @@ def test_export_releases_all_but_the_holdout_and_again_changes_nothing(finished,
     workspace, organs = finished.workspace, finished.campaign.load_organs()
     arguments = (finished.config, "--out", tmp_path / "release")
     out = tmp_path / "release"
-    assert "would release" in succeeded(job("export", *arguments, "--dry-run", cwd=tmp_path))
-    assert not out.exists()
-
     assert "4 cases" in succeeded(job("export", *arguments, cwd=tmp_path))
 
     expected = {c.case_id: c for c in workspace.cases() if c.split != "holdout"}
     assert {p.name for p in out.iterdir() if p.is_dir()} == set(expected)
-    rows = {row["case"]: row for row in csv.DictReader((out / "dataset.csv").open())}
+    rows = {row["case"]: row for row in csv.DictReader((out / "dataset.csv").read_text().splitlines())}
     assert set(rows) == set(expected)
     for case_id, case in expected.items():
         combined, image = read_volume(out / case_id / "combined_labels.nii.gz"), read_volume(case.image)

@@ -89,13 +89,13 @@ def campaign(folder: Path) -> Path:
 
 def test_a_job_is_sent_followed_and_numbered(head, tmp_path):
     config = campaign(tmp_path)
-    for number in (1, 2):
-        result = job("submit", "ingest", config, "--address", head.address, cwd=tmp_path, **head.token)
-        stdout = succeeded(result)
-        assert f"submitted small-ingest-r0-{number}" in stdout
-        assert "1 cases" in stdout, "the job's own table"
+    arguments = ("ingest", config, "--address", head.address)
+    stdout = succeeded(job("submit", *arguments, cwd=tmp_path, **head.token))
+    assert "submitted small-ingest-r0-1" in stdout
+    assert "1 cases" in stdout, "the job's own table"
     (case,) = Workspace(tmp_path / "here" / "workspace").cases()
     assert case.labeled_organs == ("liver", "aorta")
+    assert "submitted small-ingest-r0-2" in succeeded(job("submit", *arguments, "--no-wait", cwd=tmp_path, **head.token))
 
     failed = job("submit", "prioritize", config, "--round", "3", "--address", head.address, cwd=tmp_path, **head.token)
     assert failed.returncode == 1
