@@ -12,6 +12,7 @@ os.environ.update(
 
 import shutil
 import sys
+import warnings
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -60,4 +61,6 @@ def _fresh_data_context() -> Iterator[None]:
     if "ray.data" in sys.modules:
         from ray.data import DataContext
 
-        DataContext._set_current(DataContext())
+        with warnings.catch_warnings():  # its own constructor reads settings it calls deprecated
+            warnings.simplefilter("ignore", DeprecationWarning)
+            DataContext._set_current(DataContext())
