@@ -12,7 +12,6 @@ os.environ.update(
 
 import shutil
 import sys
-import warnings
 import tempfile
 import warnings
 from collections.abc import Iterator
