@@ -2,7 +2,7 @@
 
 from pydantic import TypeAdapter
 
-from atlas_ray.prioritization.stopping import MaxRounds, RoundOutcome, StopRule, TopCaseNeedsNone, decide
+from atlas_ray.prioritization.stopping import MaxRounds, RoundOutcome, StopRule, TopCaseNeedsNone
 
 
 def outcome(**changes) -> RoundOutcome:
@@ -43,7 +43,7 @@ def test_max_rounds():
     assert MaxRounds(rounds=3).met(outcome(rounds=3)).reason == "3 rounds finished of at most 3"
 
 
-def test_every_rule_is_recorded():
+def test_every_rule_says_its_name_and_decision():
     rules = [TypeAdapter(StopRule).validate_python({"rule": name}) for name in ("top_case_needs_none", "max_rounds")]
-    decisions = decide(rules, outcome(top_voxels_revised=5000, rounds=3))
+    decisions = [rule.met(outcome(top_voxels_revised=5000, rounds=3)) for rule in rules]
     assert [(d.rule, d.met) for d in decisions] == [("top_case_needs_none", False), ("max_rounds", True)]
