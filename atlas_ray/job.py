@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from atlas_ray.config import Campaign, dump_config, load_config
 from atlas_ray.exceptions import AtlasError
@@ -83,12 +84,13 @@ class _Milestones:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout."""
-    table = Table(title=title, title_justify="left")
+    """A table on stdout. The title is a line of its own: Rich would wrap it at the width of a narrow table."""
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(Text(_cell(value)) for value in row))  # a path or message may hold what looks like markup
+    out.print(title, style="italic", markup=False)
     out.print(table)
 
 
