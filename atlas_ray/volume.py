@@ -296,7 +296,7 @@ def nifti_bytes(volume: Volume) -> bytes:
         image.header.set_xyzt_units("mm")
     image.header.set_data_dtype(voxels.dtype)
     image.header.set_slope_inter(1, 0)
-    return bytes(igzip.compress(image.to_bytes(), compresslevel=GZIP_LEVEL))
+    return bytes(igzip.compress(image.to_bytes(), compresslevel=GZIP_LEVEL, mtime=0))
 
 
 def header_bytes(volume: Volume) -> bytes:
