@@ -36,7 +36,7 @@ def organ_set(count: int) -> Organs:
                 label_id=k + 1,
                 color="#000000",
                 overlap_partner=k != 2,
-                may_touch={1: ("o3",), 3: ("o1",)}.get(k, ()),
+                may_touch={1: ("o3",), 3: ("o1",)}.get(k, ()) if count > 3 else (),
             )
             for k in range(count)
         ),
