@@ -16,8 +16,8 @@ check: install ## what CI checks besides the tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install ## ratios against named peers, measured here
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: install ## ratios against named peers, measured here, into docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 format: install
 	$(BIN)/ruff format .
