@@ -38,7 +38,7 @@ from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case, LabelSource, Quarantined
 from atlas_ray.schema import Schema
 from atlas_ray.volume import Volume, read_volume, write_volume
-from atlas_ray.workspace import Workspace, new_folder, write_atomically
+from atlas_ray.workspace import Workspace, file_sha256, new_folder, write_atomically
 
 log = logging.getLogger(__name__)
 COMBINED, RECORD = "combined_labels.nii.gz", "release.json"
@@ -204,7 +204,7 @@ def _fingerprint(planned: Planned, workspace: Workspace, sources: Sequence[Organ
         digest.update(source.model_dump_json().encode())
     for path in inputs:
         if path.exists():
-            digest.update(_sha256(path).encode())
+            digest.update(file_sha256(path).encode())
     return digest.hexdigest()
 
 
@@ -225,7 +225,7 @@ def _write_masks(folder: Path, label: Volume, sources: Sequence[OrganSource], or
     for source in sources:
         names.append(f"segmentations/{source.organ}.nii.gz")
         write_volume(folder / names[-1], label.with_voxels(organs.mask(voxels, source.organ)))
-    return {name: _sha256(folder / name) for name in names}
+    return {name: file_sha256(folder / name) for name in names}
 
 
 def _only(labels: LabelMap, label_ids: Sequence[int]) -> LabelMap:
@@ -281,8 +281,3 @@ def _licenses(cases: Sequence[ReleasedCase], campaign: Campaign) -> str:
         f"# Licenses of {campaign.name}\n\nThe labels derive from images under these terms; the strictest binds the whole.\n\n"
         f"| source | license | cases |\n|---|---|---|\n{rows}"
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

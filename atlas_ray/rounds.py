@@ -25,7 +25,7 @@ from atlas_ray.prioritization.stopping import RoundOutcome, StopDecision
 from atlas_ray.records import RoundRecord
 from atlas_ray.schema import Schema
 from atlas_ray.steps import Evaluation
-from atlas_ray.workspace import write_atomically
+from atlas_ray.workspace import file_sha256, write_atomically
 
 log = logging.getLogger(__name__)
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -187,7 +187,7 @@ class _Round:
         ):
             self.run.artifact(path)
         self.run.tags(
-            {"data_sha256": steps.sha256(self.workspace.manifest), "stop": result.stop.reason if result.stop else "waiting"}
+            {"data_sha256": file_sha256(self.workspace.manifest), "stop": result.stop.reason if result.stop else "waiting"}
         )
 
     def _outcome(self, budget: Budget) -> RoundOutcome:

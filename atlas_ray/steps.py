@@ -46,7 +46,7 @@ from atlas_ray.schema import Schema
 from atlas_ray.segmentation.checkpoints import Provenance as CheckpointProvenance
 from atlas_ray.segmentation.metrics import mean_organ_dice, mean_over_organs, organ_dice
 from atlas_ray.volume import read_volume, write_volume
-from atlas_ray.workspace import Workspace, write_atomically
+from atlas_ray.workspace import Workspace, file_sha256, write_atomically
 
 log = logging.getLogger(__name__)
 KNOWN_SOURCES = ("original", "revised", "confirmed")  # what training may take as truth; "pseudo" only the networks have said
@@ -141,7 +141,7 @@ def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _no
                 validation=validation,
                 provenance=CheckpointProvenance(
                     round=round_index,
-                    parent=sha256(parent) if parent else None,
+                    parent=file_sha256(parent) if parent else None,
                     cases=len(training_cases),
                     data_key=data_key,
                     steps=schedule.steps,
@@ -154,7 +154,7 @@ def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _no
             )
             run.params({"architecture": architecture.model_dump_json(), "cases": str(len(training_cases)), "data_key": data_key})
             training.train(plan, _resources(campaign))
-            run.tags({"checkpoint": str(path), "sha256": sha256(path)})
+            run.tags({"checkpoint": str(path), "sha256": file_sha256(path)})
         progress()
     return [path for _, path in wanted]
 
@@ -503,11 +503,6 @@ def _labels(path: Path) -> LabelMap:
 
 def _hash(*parts: Schema) -> str:
     return hashlib.sha256(json.dumps([p.model_dump(mode="json") for p in parts], sort_keys=True).encode()).hexdigest()[:8]
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -26,6 +26,7 @@ Every file appears whole or not at all, and a step's result is written last: if 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -41,6 +42,12 @@ from atlas_ray.records import AttentionComponent, Case, CaseScores, Quarantined
 from atlas_ray.schema import Schema
 
 Record = TypeVar("Record", bound=Schema)
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

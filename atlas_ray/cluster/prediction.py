@@ -17,7 +17,6 @@ A bad case becomes an error row; it never ends the stream. A case that kills its
 set aside: Ray Data would retry it for ever, so every start leaves a marker file first.
 """
 
-import hashlib
 import logging
 import resource
 import time
@@ -45,6 +44,7 @@ from atlas_ray.workspace import (
     architecture_label_in,
     attention_in,
     components_in,
+    file_sha256,
     heat_in,
     new_folder,
     pseudo_label_in,
@@ -106,7 +106,7 @@ def predict_cases(
 def _sha256(path: Path, round_index: int) -> str:
     if not path.exists():
         raise AtlasError(f"checkpoint {path} is missing; run `python -m jobs.train CONFIG --round {round_index}` first")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_sha256(path)
 
 
 def _finished(workspace: Workspace, round_index: int, case_id: str, shas: dict[str, str]) -> bool:
