@@ -28,6 +28,7 @@ from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, loa
 from atlas_ray.segmentation.inference import Inference, normalize, predict_probabilities
 from atlas_ray.segmentation.losses import partial_label_loss
 from atlas_ray.segmentation.metrics import mean_organ_dice, mean_over_organs, organ_dice
+from atlas_ray.segmentation.precision import uses_bfloat16
 from atlas_ray.segmentation.pseudo_labels import PseudoLabels, label_map
 from atlas_ray.segmentation.schedule import Schedule
 
@@ -199,6 +200,7 @@ class _Loop:
         context = ray.train.get_context()
         self.plan, self.schedule = plan, plan.schedule
         self.bare, self.network, self.optimizer, self.device = bare, network, optimizer, device
+        self.bfloat16 = uses_bfloat16(plan.schedule.precision, device)
         self.refused = 0  # steps in a row
         self.rank = context.get_world_rank()
         self.cases = [_open(case, plan.organs) for case in plan.cases]
@@ -252,7 +254,7 @@ class _Loop:
             group["lr"] = self.schedule.learning_rate_at(step)
         self.network.train()
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.schedule.precision == "bfloat16"):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
             logits = self.network(images)
         loss = partial_label_loss(logits, torch.from_numpy(targets).to(self.device), torch.from_numpy(known).to(self.device))
         loss.backward()  # type: ignore[no-untyped-call]

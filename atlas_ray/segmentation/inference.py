@@ -4,13 +4,14 @@ Axis letters: M architectures, K organs, X Y Z.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PositiveInt
 
 from atlas_ray.schema import IntTriple, Schema
+from atlas_ray.segmentation.precision import Precision, uses_bfloat16
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ class Inference(Schema):
     window: IntTriple = (96, 96, 96)
     overlap: float = Field(default=0.75, ge=0, lt=1)
     batch: PositiveInt = 1
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "auto"
 
 
 def normalize(hu: npt.NDArray[np.generic], window_hu: tuple[float, float]) -> npt.NDArray[np.float32]:
@@ -69,9 +70,11 @@ def _slide(network: "nn.Module", image: "Tensor", settings: Inference) -> "Tenso
     import torch
     from monai.inferers.utils import sliding_window_inference
 
+    bfloat16 = uses_bfloat16(settings.precision, image.device)
+
     def forward(windows: "Tensor") -> "Tensor":
         windows = windows.contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits: Tensor = network(windows)
         return logits.float()
 

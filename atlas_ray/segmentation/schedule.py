@@ -1,13 +1,11 @@
 """What a training run is: how long, how fast, on what patches."""
 
 import math
-from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from atlas_ray.schema import Schema
-
-Precision = Literal["float32", "bfloat16"]
+from atlas_ray.segmentation.precision import Precision
 
 
 class Pace(Schema):
@@ -28,8 +26,9 @@ class Schedule(Schema):
         learning_rate: peak, reached after `warmup_steps`, then a half cosine down to 1 % of it.
         weight_decay: of AdamW.
         gradient_clip: largest norm of the gradient.
-        precision: of the forward pass; weights and losses stay in float32. On a CPU train Swin UNETR in float32: torch 2.13's
-            bfloat16 gradient of a convolution over 2x2x1 voxels depends on what was in memory before (measured; up to 1e30).
+        precision: of the forward pass; weights and losses stay in float32. "auto" is bfloat16 where the machine has units for it.
+            On a CPU train Swin UNETR in float32: torch 2.13's bfloat16 gradient of a convolution over 2x2x1 voxels depends on
+            what was in memory before (measured; up to 1e30).
         seed: start weights, patches and augmentation follow from it.
         checkpoint_every: steps between checkpoints (what a killed worker loses at most).
         log_every: steps between logged losses.
@@ -44,7 +43,7 @@ class Schedule(Schema):
     weight_decay: float = 1e-5
     warmup_steps: NonNegativeInt = 100
     gradient_clip: PositiveFloat = 12.0
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     seed: int = 0
     checkpoint_every: PositiveInt = 500
     log_every: PositiveInt = 20
