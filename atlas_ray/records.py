@@ -8,6 +8,7 @@ from atlas_ray.schema import Fraction, IntTriple, Schema, Triple
 
 Split = Literal["train", "pool", "holdout"]
 LabelSource = Literal["original", "revised", "confirmed", "pseudo"]
+RevisionKind = Literal["edit", "undo", "redo", "revert"]
 
 
 class Case(Schema):
@@ -115,14 +116,19 @@ class Revision(Schema):
     """One saved edit of one organ of one case: an entry of the append-only store.
 
     Args:
-        revision_id: grows by one per (case, organ) within a round; 0 is the label before any edit.
+        reading: 1, or 2 where a second person annotates the same case without seeing the first.
+        revision_id: grows by one per (case, reading, organ) within a round; 0 is the label before any edit.
         parent_id: the revision it was made on.
         voxels: how many voxels it changed.
         seconds: active annotation time since the parent.
+        name: what the step is called: "brush", "take from nnunet".
+        kind: an undo or redo is a step like any other, so that nothing ever leaves the history.
+        component: the attention component that was looked at.
     """
 
     round: int
     case_id: str
+    reading: int = 1
     organ: str
     revision_id: int
     parent_id: int
@@ -130,6 +136,9 @@ class Revision(Schema):
     created: str  # ISO 8601, UTC
     voxels: int
     seconds: float
+    name: str = ""
+    kind: RevisionKind = "edit"
+    component: int | None = None
 
 
 class OrganDice(Schema):

@@ -23,7 +23,7 @@ from atlas_ray.annotation.drafts import (
     previous_annotation,
     read_draft,
     read_provenance,
-    read_pseudo_label,
+    read_start,
 )
 from atlas_ray.annotation.merge import merge_case
 from atlas_ray.annotation.oracle import OracleAnnotator
@@ -465,7 +465,8 @@ def merge_step(campaign: Campaign, round_index: int) -> int:
 
 def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions: Revisions, organs: Organs) -> None:
     case = workspace.case(item.case_id)
-    pseudo = read_pseudo_label(workspace, round_index, case.case_id)
+    pseudo = read_start(workspace, round_index, case)
+    is_predicted = workspace.scores(round_index, case.case_id).exists()
     label, merged = merge_case(
         np.asarray(pseudo.voxels, np.uint8),
         organs,
@@ -476,7 +477,7 @@ def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions
         previous=previous_annotation(workspace, case.case_id, before=round_index),
         edits=revisions.edits(round_index, case.case_id),
         reviewed=dict.fromkeys(item.organs, item.user or "unknown"),
-        checkpoints=workspace.case_scores(round_index, case.case_id).checkpoints,
+        checkpoints=workspace.case_scores(round_index, case.case_id).checkpoints if is_predicted else None,
     )
     path = workspace.annotation(round_index, case.case_id)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 Volumes are gzipped NIfTI sent with Content-Encoding gzip, so that a browser inflates them natively. An edit is PUT as
 compressed little-endian uint32 runs (start, length, value) in file voxel order, with If-Match naming the revision it was made on.
+
+Where a case is read twice, everybody gets their own reading; reviewers choose with ?reading=.
 """
 
 import re
@@ -10,17 +12,27 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import Field
+from pydantic import Base64Bytes, Field
 from starlette.concurrency import run_in_threadpool
 
-from atlas_ray.annotation.queue import CaseVerdict, LeaseError, QueueError
-from atlas_ray.annotation.revisions import RevisionConflict, Verdict
+from atlas_ray.annotation.queue import CaseVerdict, LeaseError, QueueError, WorkItem
+from atlas_ray.annotation.review import Role
+from atlas_ray.annotation.revisions import MAX_RUN_BYTES, RUN_BYTES, RevisionConflict, Step, TimeSpent, Verdict, decode_runs
 from atlas_ray.exceptions import AtlasError, CaseError, LabelError, RevisionError, WorkspaceError
+from atlas_ray.records import RevisionKind
 from atlas_ray.schema import Schema
 from ui.login import current_user
 from ui.store import Record, Store
+from ui.tools import Tool, ToolError
+
+
+def current_role(request: Request) -> Role:
+    """What the gate lets the user do; without accounts everybody may do everything."""
+    return getattr(request.state, "role", "admin")
+
 
 User = Annotated[str, Depends(current_user)]
+UserRole = Annotated[Role, Depends(current_role)]
 Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
 NOTE_LENGTH = 2000
 STATUS: dict[type[AtlasError], int] = {
@@ -29,6 +41,7 @@ STATUS: dict[type[AtlasError], int] = {
     LabelError: 404,
     WorkspaceError: 404,
     RevisionError: 422,
+    ToolError: 422,
     CaseError: 422,
 }
 
@@ -43,6 +56,33 @@ class Judgment(Schema):
     verdict: Verdict
 
 
+class SavedStep(Schema):
+    """One named step; `runs` as in a PUT, base64."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^<>\x00-\x1f]+$")]
+    kind: RevisionKind = "edit"
+    seconds: Seconds = 0.0
+    component: Annotated[int, Field(ge=0)] | None = None
+    runs: Base64Bytes
+
+
+class Steps(Schema):
+    steps: Annotated[list[SavedStep], Field(min_length=1, max_length=200)]
+
+
+class Spent(TimeSpent):
+    seconds: Seconds
+    component: Annotated[int, Field(ge=0)] | None = None
+
+
+class Times(Schema):
+    entries: Annotated[list[Spent], Field(max_length=1000)]
+
+
+class Comment(Schema):
+    text: Annotated[str, Field(min_length=1, max_length=NOTE_LENGTH)]
+
+
 class Note(Schema):
     note: Annotated[str, Field(max_length=NOTE_LENGTH)] = ""
 
@@ -53,6 +93,16 @@ def get_store(request: Request) -> Store:
 
 
 Round = Annotated[Store, Depends(get_store)]
+
+
+def shown_item(
+    case_id: str, store: Round, user: User, role: UserRole, reading: Annotated[int | None, Query(ge=1, le=2)] = None
+) -> WorkItem:
+    """The reading of the case in the path that the user sees."""
+    return store.shown(case_id, user, role, reading=reading)
+
+
+Item = Annotated[WorkItem, Depends(shown_item)]
 router = APIRouter(prefix="/api/v1")
 
 
@@ -80,35 +130,58 @@ def next_case(store: Round, user: User) -> Any:
     return item if item is not None else Response(status_code=204)
 
 
+@router.get("/cases/peek")
+def peek(store: Round, user: User) -> Any:
+    """What `next` will give after the case the user holds, so that it can be fetched ahead; not leased. 204 for nothing."""
+    item = store.queue.peek(user, round_index=store.round)
+    return {"case_id": item.case_id} if item is not None else Response(status_code=204)
+
+
 @router.get("/cases/{case_id}")
-def case(case_id: str, store: Round, user: User) -> Record:
-    return store.describe(case_id)
+def case(item: Item, store: Round) -> Record:
+    return store.describe(item)
 
 
 @router.post("/cases/{case_id}/lease")
-def lease(case_id: str, store: Round, user: User) -> Any:
+def lease(item: Item, store: Round, user: User) -> Any:
     """Take the case, or prolong one's lease of it; 409 where somebody else has it or it is submitted."""
-    return store.queue.claim(store.round, case_id, user)
+    return store.queue.claim(store.round, item.case_id, user, reading=item.reading)
 
 
 @router.delete("/cases/{case_id}/lease")
-def release(case_id: str, store: Round, user: User) -> Any:
-    return store.queue.release(store.item(case_id).item_id, user)
+def release(item: Item, store: Round, user: User) -> Any:
+    return store.queue.release(item.item_id, user)
 
 
 @router.post("/cases/{case_id}/submit")
-def submit(case_id: str, store: Round, user: User, body: Annotated[Submission, Body()]) -> Any:
-    return store.submit(case_id, user=user, seconds=body.seconds, note=body.note, verdict=body.verdict)
+def submit(item: Item, store: Round, user: User, body: Annotated[Submission, Body()]) -> Any:
+    return store.submit(item, user=user, seconds=body.seconds, note=body.note, verdict=body.verdict)
+
+
+@router.post("/cases/{case_id}/time", status_code=204)
+def log_time(item: Item, store: Round, user: User, body: Annotated[Times, Body()]) -> None:
+    """Active seconds that no step carries."""
+    store.log_time(item, body.entries, user=user)
+
+
+@router.get("/cases/{case_id}/comments")
+def comments(item: Item, store: Round) -> Record:
+    """What people said about the case, oldest first."""
+    return {"comments": store.comments(item)}
+
+
+@router.post("/cases/{case_id}/comments", status_code=204)
+def comment(item: Item, store: Round, user: User, body: Annotated[Comment, Body()]) -> None:
+    store.queue.comment(item.item_id, user, body.text)
 
 
 @router.post("/cases/{case_id}/{action}")
 def set_aside(
-    case_id: str, action: Literal["skip", "flag", "reopen"], store: Round, user: User, body: Annotated[Note, Body()]
+    action: Literal["skip", "flag", "reopen"], item: Item, store: Round, user: User, body: Annotated[Note, Body()]
 ) -> Any:
-    item_id = store.item(case_id).item_id
     if action == "reopen":
-        return store.queue.reopen(item_id, user)
-    return (store.queue.skip if action == "skip" else store.queue.flag)(item_id, user, note=body.note)
+        return store.queue.reopen(item.item_id, user)
+    return (store.queue.skip if action == "skip" else store.queue.flag)(item.item_id, user, note=body.note)
 
 
 # --- volumes ----------------------------------------------------------------------------------------------------------
@@ -124,15 +197,22 @@ def image(case_id: str, request: Request, store: Round, user: User) -> Response:
 
 
 @router.get("/cases/{case_id}/labels")
-def labels(case_id: str, store: Round, user: User) -> Response:
+def labels(item: Item, store: Round) -> Response:
     """The label map as it stands: draft and current revisions, on the header of the pseudo-label."""
-    return _gzipped(*store.labels(case_id))
+    return _gzipped(*store.labels(item))
 
 
 @router.get("/cases/{case_id}/labels/{organ}")
-def mask(case_id: str, organ: str, store: Round, user: User) -> Response:
+def mask(item: Item, organ: str, store: Round) -> Response:
     """One organ's own mask (0 or 1); its revision is the ETag."""
-    data, revision = store.mask(case_id, organ)
+    data, revision = store.mask(item, organ)
+    return _gzipped(data, str(revision))
+
+
+@router.get("/cases/{case_id}/labels/{organ}/draft")
+def draft(item: Item, organ: str, store: Round) -> Response:
+    """The organ's mask before any edit."""
+    data, revision = store.mask(item, organ, at=0)
     return _gzipped(data, str(revision))
 
 
@@ -167,17 +247,48 @@ def _file(path: Path) -> Response:
 
 @router.put("/cases/{case_id}/labels/{organ}")
 async def save(
-    case_id: str, organ: str, request: Request, store: Round, user: User, seconds: Annotated[Seconds, Query()] = 0.0
+    item: Item, organ: str, request: Request, store: Round, user: User, seconds: Annotated[Seconds, Query()] = 0.0
 ) -> JSONResponse:
-    """Compare-and-set: store the runs on top of the revision named by If-Match.
+    """Compare-and-set, for scripts: store the runs as one step on top of the revision named by If-Match.
 
     200 {rev}; 409 the case is somebody else's; 412 {current} there is a newer revision; 422 malformed; 428 no If-Match.
     """
     parent_id = _parent(request)
-    body = await request.body()  # bounded by the gate
-    revision = await run_in_threadpool(store.save, case_id, organ, body, parent_id=parent_id, user=user, seconds=seconds)
-    answer = {"rev": revision.revision_id, "voxels": revision.voxels}
-    return JSONResponse(answer, headers={"ETag": f'"{revision.revision_id}"'})
+    step = SavedStep.model_construct(name="script", seconds=seconds, runs=await request.body())  # bounded by the gate
+    return await run_in_threadpool(_store_steps, store, item, organ, [step], parent_id, user)
+
+
+@router.post("/cases/{case_id}/labels/{organ}/steps")
+def save_steps(item: Item, organ: str, request: Request, store: Round, user: User, body: Annotated[Steps, Body()]) -> JSONResponse:
+    """Compare-and-set: every step becomes one revision, all of them or none; answers as the PUT."""
+    return _store_steps(store, item, organ, body.steps, _parent(request), user)
+
+
+def _store_steps(store: Store, item: WorkItem, organ: str, given: list[SavedStep], parent_id: int, user: str) -> JSONResponse:
+    steps, room = [], MAX_RUN_BYTES  # for all steps together
+    for step in given:
+        runs = decode_runs(step.runs, size=store.voxels(item.case_id), max_bytes=room)
+        room -= len(runs) * RUN_BYTES
+        steps.append(Step(name=step.name, kind=step.kind, seconds=step.seconds, component=step.component, runs=runs))
+    saved = store.save(item, organ, steps, parent_id=parent_id, user=user)
+    newest = saved[-1].revision_id
+    return JSONResponse({"rev": newest, "voxels": sum(r.voxels for r in saved)}, headers={"ETag": f'"{newest}"'})
+
+
+@router.get("/cases/{case_id}/labels/{organ}/steps")
+def get_steps(
+    item: Item, organ: str, store: Round, last: Annotated[int, Query(ge=1, le=1000)] = 200, after: Annotated[int, Query(ge=0)] = 0
+) -> Record:
+    """The newest steps with their runs (base64), oldest first: what undo needs after a reload."""
+    steps = store.steps(item, organ, after=after, last=last)
+    return {"rev": steps[-1]["revision_id"] if steps else store.current_revisions(item).get(organ, 0), "steps": steps}
+
+
+@router.post("/cases/{case_id}/labels/{organ}/propose")
+def propose(item: Item, organ: str, store: Round, body: Annotated[Tool, Body()]) -> Response:
+    """What a tool would change, as gzipped runs; the client takes it as a step, or not. 412 where `rev` is not the latest."""
+    data, voxels = store.propose(item, organ, body)
+    return Response(data, media_type="application/octet-stream", headers={"X-Voxels": str(voxels)})
 
 
 def _parent(request: Request) -> int:
@@ -191,26 +302,26 @@ def _parent(request: Request) -> int:
 
 
 @router.get("/cases/{case_id}/labels/{organ}/history")
-def history(case_id: str, organ: str, store: Round, user: User) -> Record:
+def history(item: Item, organ: str, store: Round) -> Record:
     """Every revision of the organ, oldest first."""
-    return {"revisions": store.history(case_id, organ)}
+    return {"revisions": store.history(item, organ)}
 
 
 @router.post("/cases/{case_id}/labels/{organ}/revert/{revision}")
-def revert(case_id: str, organ: str, revision: int, store: Round, user: User) -> Record:
+def revert(item: Item, organ: str, revision: int, store: Round, user: User) -> Record:
     """Append the edit that brings an earlier revision back (0 is the draft)."""
-    return {"rev": store.revert(case_id, organ, to=revision, user=user).revision_id}
+    return {"rev": store.revert(item, organ, to=revision, user=user).revision_id}
 
 
 @router.get("/cases/{case_id}/components")
-def components(case_id: str, store: Round, user: User) -> Record:
+def components(item: Item, store: Round) -> Record:
     """Attention components, highest score first, in voxels of the image's own grid."""
-    return {"components": store.components(case_id)}
+    return {"components": store.components(item)}
 
 
 @router.put("/cases/{case_id}/components/{organ}/{index}/verdict")
-def judge(case_id: str, organ: str, index: int, store: Round, user: User, body: Annotated[Judgment, Body()]) -> Record:
-    store.judge(case_id, organ, index, body.verdict, user=user)
+def judge(item: Item, organ: str, index: int, store: Round, user: User, body: Annotated[Judgment, Body()]) -> Record:
+    store.judge(item, organ, index, body.verdict, user=user)
     return {"verdict": body.verdict}
 
 

@@ -100,7 +100,7 @@ def build_page(store: Store) -> gr.Blocks:
 
 def is_queued(store: Store, case_id: str) -> bool:
     try:
-        store.item(case_id)
+        store.queue.readings(store.round, case_id)
     except QueueError:
         return False
     return True

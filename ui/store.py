@@ -2,13 +2,16 @@
 
 Volumes leave as .nii.gz on the image's own grid. What is drawn on is the round's draft (merge.draft_label), which never changes
 during the round; every edit is a revision on top of it. The client sends voxels in file order and never any geometry.
+
+A case that is read twice is shown as one of its readings; whoever asks says which WorkItem is theirs (`Store.shown`).
 """
 
+import base64
 import gzip
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,16 +22,29 @@ import yaml
 from atlas_ray.annotation.database import Database
 from atlas_ray.annotation.drafts import read_draft
 from atlas_ray.annotation.merge import paint_edits
-from atlas_ray.annotation.queue import CaseVerdict, Queue, WorkItem
-from atlas_ray.annotation.revisions import Revisions, Verdict, decode_runs
+from atlas_ray.annotation.queue import CaseVerdict, LeaseError, Queue, WorkItem
+from atlas_ray.annotation.review import Role
+from atlas_ray.annotation.revisions import (
+    RevisionConflict,
+    Revisions,
+    Step,
+    TimeSpent,
+    Verdict,
+    diff_runs,
+    encode_runs,
+)
 from atlas_ray.exceptions import ConfigError, WorkspaceError
-from atlas_ray.organs import Organs
+from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case, Revision
 from atlas_ray.volume import Volume, nifti_bytes, read_volume
 from atlas_ray.workspace import Workspace
+from ui.tools import Proposal, Subject, propose
 
 Value = TypeVar("Value")
 Record = dict[str, Any]
+Mask = npt.NDArray[np.bool_]
+
+SPOKEN = ("comment", "skip", "flag", "accept", "reject")  # events whose detail is a person's own words
 
 INT16 = np.iinfo(np.int16)
 NIFTI_INT16 = 4  # datatype code
@@ -102,9 +118,27 @@ class Store:
             raise WorkspaceError(f"case {case_id!r} is not in {self.workspace.manifest}")
         return self._cases[case_id]
 
-    def item(self, case_id: str) -> WorkItem:
-        """The case's place in the queue. Raises QueueError where it has none."""
-        return self.queue.item((self.round, case_id))
+    def shown(self, case_id: str, user: str, role: Role, *, reading: int | None = None) -> WorkItem:
+        """The item of a case that a user sees: their own reading, else the one nobody has, else (a reviewer) the one that counts.
+
+        Args:
+            reading: the one a reviewer asks to see.
+
+        Raises:
+            QueueError: the case is not in the queue.
+            LeaseError: an annotator asks for a case that others read blind.
+        """
+        items = self.queue.readings(self.round, self.case(case_id).case_id)
+        may_choose = role != "annotator"
+        if reading is not None and may_choose:
+            return self.queue.item((self.round, case_id, reading))
+        mine = [item for item in items if item.user == user]
+        nobodys = [item for item in items if item.user is None]
+        counting = [item for item in items if may_choose or len(items) == 1]
+        candidates = [*mine, *nobodys, *sorted(counting, key=lambda item: item.review == "superseded")]
+        if not candidates:
+            raise LeaseError(f"case {case_id} is read twice, each time blind, and both readings are somebody else's", items[0])
+        return candidates[0]
 
     def items(self) -> list[Record]:
         """The round's queue in rank order, each item with its attention size."""
@@ -115,12 +149,13 @@ class Store:
         size = self.workspace.case_scores(self.round, item.case_id).attention_mm3 if path.exists() else None
         return item.model_dump() | {"attention_mm3": size}
 
-    def describe(self, case_id: str) -> Record:
-        """Everything the editor needs to know of a case but its voxels."""
-        case, item = self.case(case_id), self.item(case_id)
-        scores = self.workspace.case_scores(self.round, case_id)
-        by_organ = {entry.organ: entry for entry in scores.organs}
-        current = self.current_revisions(case_id)
+    def describe(self, item: WorkItem) -> Record:
+        """Everything the editor needs to know of a case but its voxels; a case no network has seen has no attention."""
+        case_id, case = item.case_id, self.case(item.case_id)
+        is_predicted = self.workspace.scores(self.round, case_id).exists()
+        scores = self.workspace.case_scores(self.round, case_id) if is_predicted else None
+        by_organ = {entry.organ: entry for entry in scores.organs} if scores else {}
+        current = self.current_revisions(item)
         organs = [
             organ.model_dump()
             | {
@@ -140,14 +175,14 @@ class Store:
             "orientation": case.orientation,
             "source": case.source,
             "organs": organs,
-            "architectures": sorted(scores.checkpoints),
+            "architectures": sorted(scores.checkpoints) if scores else [],
         }
 
-    def components(self, case_id: str) -> list[Record]:
+    def components(self, item: WorkItem) -> list[Record]:
         """Attention components of the case, highest score first, each with its latest verdict."""
-        self.case(case_id)
-        said = {(v.organ, v.component): v.verdict for v in self.revisions.verdicts(self.round, case_id)}
-        found = sorted(self.workspace.case_components(self.round, case_id), key=lambda component: -component.score)
+        verdicts = self.revisions.verdicts(self.round, item.case_id, reading=item.reading)
+        said = {(v.organ, v.component): v.verdict for v in verdicts}
+        found = sorted(self.workspace.case_components(self.round, item.case_id), key=lambda component: -component.score)
         return [component.model_dump() | {"verdict": said.get((component.organ, component.index))} for component in found]
 
     # --- volumes ---
@@ -155,23 +190,36 @@ class Store:
         """The CT as int16 .nii.gz."""
         return self._images.get(self.case(case_id).case_id)
 
-    def labels(self, case_id: str) -> tuple[bytes, str]:
+    def labels(self, item: WorkItem) -> tuple[bytes, str]:
         """The label map as it stands: the draft with every revision painted in."""
-        draft = self._drafts.get(case_id)
-        edits = self.revisions.edits(self.round, case_id)
-        return nifti_bytes(draft.with_voxels(paint_edits(draft.voxels, edits, self.organs))), str(len(edits))
+        painted, edits = self._painted(item)
+        return nifti_bytes(self._drafts.get(item.case_id).with_voxels(painted)), str(edits)
 
-    def mask(self, case_id: str, organ: str) -> tuple[bytes, int]:
-        """One organ's own mask as it stands, and its revision."""
-        revision = self.revisions.current(self.round, case_id, organ)
-        voxels = self._mask(case_id, organ, at=revision)
-        return nifti_bytes(self._drafts.get(case_id).with_voxels(voxels.astype(np.uint8))), revision
+    def _painted(self, item: WorkItem) -> tuple[LabelMap, int]:
+        edits = self.revisions.edits(self.round, item.case_id, reading=item.reading)
+        return paint_edits(self._drafts.get(item.case_id).voxels, edits, self.organs), len(edits)
 
-    def _mask(self, case_id: str, organ: str, *, at: int) -> npt.NDArray[np.bool_]:
-        return self.revisions.mask(self._draft_mask(case_id, organ), self.round, case_id, organ, at=at)
+    def mask(self, item: WorkItem, organ: str, *, at: int | None = None) -> tuple[bytes, int]:
+        """One organ's own mask at a revision (None: as it stands, 0: the draft), and that revision."""
+        revision = self._current(item, organ) if at is None else at
+        voxels = self._mask(item, organ, at=revision)
+        return nifti_bytes(self._drafts.get(item.case_id).with_voxels(voxels.astype(np.uint8))), revision
 
-    def _draft_mask(self, case_id: str, organ: str) -> npt.NDArray[np.bool_]:
+    def _mask(self, item: WorkItem, organ: str, *, at: int) -> Mask:
+        draft = self._draft_mask(item.case_id, organ)
+        return self.revisions.mask(draft, self.round, item.case_id, organ, at=at, reading=item.reading)
+
+    def _current(self, item: WorkItem, organ: str) -> int:
+        return self.revisions.current(self.round, item.case_id, self.organs[organ].name, reading=item.reading)
+
+    def _draft_mask(self, case_id: str, organ: str) -> Mask:
         return self.organs.mask(self._drafts.get(case_id).voxels, organ)
+
+    def _hounsfield(self, case_id: str) -> npt.NDArray[np.int16]:
+        """The image as shown, [X, Y, Z]."""
+        data = gzip.decompress(self.image(case_id))
+        (start,) = struct.unpack_from("<f", data, 108)  # vox_offset
+        return np.frombuffer(data, "<i2", offset=int(start)).reshape(self.case(case_id).shape, order="F")
 
     def _read_draft(self, case_id: str) -> Volume:
         return read_draft(self.workspace, self.round, self.case(case_id), self.organs)
@@ -195,50 +243,88 @@ class Store:
         return path
 
     # --- edits ---
-    def current_revisions(self, case_id: str) -> dict[str, int]:
+    def current_revisions(self, item: WorkItem) -> dict[str, int]:
         """Organ -> latest revision, for the organs that have one."""
-        return {organ: n for organ in self.organs.names if (n := self.revisions.current(self.round, case_id, organ))}
+        return {organ: n for organ in self.organs.names if (n := self._current(item, organ))}
 
-    def save(self, case_id: str, organ: str, body: bytes, *, parent_id: int, user: str, seconds: float) -> Revision:
-        """Store an edit of one organ on top of revision `parent_id`.
+    def voxels(self, case_id: str) -> int:
+        """Of the case's grid: what a run may address."""
+        x, y, z = self.case(case_id).shape
+        return x * y * z
+
+    def save(self, item: WorkItem, organ: str, steps: Sequence[Step], *, parent_id: int, user: str) -> list[Revision]:
+        """Store steps of one organ on top of revision `parent_id`, all or none.
 
         Raises:
             LeaseError: somebody else holds the case.
             RevisionConflict: the organ has a newer revision.
-            RevisionError: the runs are malformed or leave the grid.
+            RevisionError: runs are malformed or leave the grid.
         """
-        x, y, z = self.case(case_id).shape
+        name, size = self.organs[organ].name, self.voxels(item.case_id)
+        self.queue.heartbeat(item.item_id, user)
+        key = (self.round, item.case_id, name)
+        return self.revisions.append(*key, steps, user=user, parent_id=parent_id, size=size, reading=item.reading)
+
+    def steps(self, item: WorkItem, organ: str, *, after: int, last: int) -> list[Record]:
+        """The newest steps of an organ with their runs, oldest first."""
         name = self.organs[organ].name
-        runs = decode_runs(body, size=x * y * z)
-        self.queue.heartbeat(self.item(case_id).item_id, user)
-        return self.revisions.save(
-            self.round, case_id, name, user=user, parent_id=parent_id, runs=runs, seconds=seconds, size=x * y * z
-        )
+        edits = self.revisions.edits(self.round, item.case_id, name, reading=item.reading, after=after, last=last)
+        return [edit.revision.model_dump() | {"runs": base64.b64encode(encode_runs(edit.runs)).decode()} for edit in edits]
 
-    def history(self, case_id: str, organ: str) -> list[Revision]:
-        return self.revisions.history(self.round, self.case(case_id).case_id, self.organs[organ].name)
+    def history(self, item: WorkItem, organ: str) -> list[Revision]:
+        return self.revisions.history(self.round, item.case_id, self.organs[organ].name, reading=item.reading)
 
-    def revert(self, case_id: str, organ: str, *, to: int, user: str) -> Revision:
+    def revert(self, item: WorkItem, organ: str, *, to: int, user: str) -> Revision:
         """Bring an earlier revision back, as a new one. Raises LeaseError, RevisionError, RevisionConflict."""
-        self.queue.heartbeat(self.item(case_id).item_id, user)
-        return self.revisions.revert(self._draft_mask(case_id, organ), self.round, case_id, organ, to=to, user=user)
+        self.queue.heartbeat(item.item_id, user)
+        draft = self._draft_mask(item.case_id, organ)
+        return self.revisions.revert(draft, self.round, item.case_id, organ, to=to, user=user, reading=item.reading)
 
-    def judge(self, case_id: str, organ: str, component: int, verdict: Verdict, *, user: str) -> None:
+    def propose(self, item: WorkItem, organ: str, tool: Proposal) -> tuple[bytes, int]:
+        """What a tool would change, as gzipped runs, and how many voxels that is. Nothing is stored.
+
+        Raises:
+            RevisionConflict: the annotator does not see the organ's newest revision.
+            ToolError: the tool cannot do it.
+        """
+        current = self._current(item, organ)
+        if tool.rev != current:
+            raise RevisionConflict(f"{organ} of case {item.case_id} is at revision {current}, not {tool.rev}", current_id=current)
+        before = self._mask(item, organ, at=current)
+        subject = Subject(before, self.case(item.case_id).spacing, lambda: self._hounsfield(item.case_id))
+        shared = [0, self.organs.label_id(organ), *(self.organs.label_id(name) for name in self.organs[organ].may_touch)]
+        protected = ~np.isin(self._painted(item)[0], shared) if tool.protect else np.zeros(before.shape, bool)
+        runs = diff_runs(before, propose(tool, subject, protected))
+        return gzip.compress(runs.astype("<u4").tobytes(), mtime=0), int(runs[:, 1].sum(dtype=np.int64))
+
+    def judge(self, item: WorkItem, organ: str, component: int, verdict: Verdict, *, user: str) -> None:
         """Record what a component was. Raises WorkspaceError for one the case does not have."""
-        self.case(case_id)
-        if not any((c.organ, c.index) == (organ, component) for c in self.workspace.case_components(self.round, case_id)):
-            raise WorkspaceError(f"case {case_id} has no attention component {component} of {organ!r} in round {self.round}")
-        self.queue.heartbeat(self.item(case_id).item_id, user)
-        self.revisions.judge(self.round, case_id, organ, component, verdict, user=user)
+        found = self.workspace.case_components(self.round, item.case_id)
+        if not any((c.organ, c.index) == (organ, component) for c in found):
+            raise WorkspaceError(f"case {item.case_id} has no attention component {component} of {organ!r} in round {self.round}")
+        self.queue.heartbeat(item.item_id, user)
+        self.revisions.judge(self.round, item.case_id, organ, component, verdict, user=user, reading=item.reading)
 
-    def submit(self, case_id: str, *, user: str, seconds: float, note: str, verdict: CaseVerdict) -> WorkItem:
+    def log_time(self, item: WorkItem, entries: Sequence[TimeSpent], *, user: str) -> None:
+        """Add active seconds. Raises LabelError for an organ the campaign does not have."""
+        for entry in entries:
+            if entry.organ is not None:
+                self.organs.channel(entry.organ)
+        self.revisions.log_times(self.round, item.case_id, entries, user=user, reading=item.reading)
+
+    def submit(self, item: WorkItem, *, user: str, seconds: float, note: str, verdict: CaseVerdict) -> WorkItem:
         """Hand the case in; the seconds no revision carries are kept as the case's own."""
-        item = self.item(case_id)
-        total = seconds + sum(v for v in self.revisions.seconds(self.round, case_id).values())
-        submitted = self.queue.submit(item.item_id, user, verdict=verdict, seconds=max(0.0, total - item.seconds), note=note)
+        logged = sum(self.revisions.seconds(self.round, item.case_id, reading=item.reading).values())
+        more = max(0.0, logged + seconds - item.seconds)
+        submitted = self.queue.submit(item.item_id, user, verdict=verdict, seconds=more, note=note)
         if item.state != "submitted" and seconds > 0:
-            self.revisions.log_time(self.round, case_id, user=user, seconds=seconds)
+            self.log_time(item, [TimeSpent(seconds=seconds)], user=user)
         return submitted
+
+    def comments(self, item: WorkItem) -> list[Record]:
+        """What people said about the case, oldest first: comments and the reasons they gave."""
+        spoken = [event for event in self.queue.events(item.item_id) if event.action in SPOKEN and event.detail]
+        return [{"user": e.user, "created": e.created, "action": e.action, "text": e.detail} for e in spoken]
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

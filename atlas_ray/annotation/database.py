@@ -31,7 +31,9 @@ from sqlalchemy import (
     create_engine,
     event,
     insert,
+    inspect,
     select,
+    update,
 )
 from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
@@ -39,7 +41,7 @@ from sqlalchemy.types import TypeDecorator
 
 from atlas_ray.exceptions import ConfigError, WorkspaceError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 30.0  # how long a writer waits for another; every transaction here takes milliseconds
 
 
@@ -74,6 +76,7 @@ work_items = Table(
     Column("item_id", Integer, primary_key=True),
     Column("round", Integer, nullable=False),
     Column("case_id", String(255), nullable=False),
+    Column("reading", Integer, nullable=False, default=1),  # 2: the same case once more, by somebody who must not see the first
     Column("organs", JSON, nullable=False),
     Column("rank", Integer, nullable=False),
     Column("score", Float, nullable=False),
@@ -85,7 +88,7 @@ work_items = Table(
     Column("verdict", String(16)),
     Column("review", String(16)),
     Column("reviewer", String(255)),
-    UniqueConstraint("round", "case_id"),
+    UniqueConstraint("round", "case_id", "reading"),
     Index("work_item_order", "round", "state", "rank"),
 )
 
@@ -95,6 +98,7 @@ revisions = Table(
     Column("sequence", Integer, primary_key=True),  # the order of saving over all organs: merging paints in it
     Column("round", Integer, nullable=False),
     Column("case_id", String(255), nullable=False),
+    Column("reading", Integer, nullable=False, default=1),
     Column("organ", String(64), nullable=False),
     Column("revision_id", Integer, nullable=False),
     Column("parent_id", Integer, nullable=False),
@@ -102,9 +106,12 @@ revisions = Table(
     Column("created", UtcDateTime, nullable=False),
     Column("voxels", Integer, nullable=False),
     Column("seconds", Float, nullable=False),
+    Column("name", String(80), nullable=False, default=""),
+    Column("kind", String(8), nullable=False, default="edit"),
+    Column("component", Integer),
     Column("runs", LargeBinary, nullable=False),  # revisions.encode_runs
     # Two saves on one parent would both be revision parent + 1: the second one is refused by the database itself.
-    UniqueConstraint("round", "case_id", "organ", "revision_id"),
+    UniqueConstraint("round", "case_id", "reading", "organ", "revision_id"),
     CheckConstraint("revision_id = parent_id + 1", name="revision_follows_parent"),
 )
 
@@ -114,6 +121,7 @@ component_verdicts = Table(
     Column("sequence", Integer, primary_key=True),
     Column("round", Integer, nullable=False),
     Column("case_id", String(255), nullable=False),
+    Column("reading", Integer, nullable=False, default=1),
     Column("organ", String(64), nullable=False),
     Column("component", Integer, nullable=False),  # AttentionComponent.index
     Column("verdict", String(16), nullable=False),
@@ -129,6 +137,7 @@ time_entries = Table(
     Column("sequence", Integer, primary_key=True),
     Column("round", Integer, nullable=False),
     Column("case_id", String(255), nullable=False),
+    Column("reading", Integer, nullable=False, default=1),
     Column("organ", String(64)),
     Column("component", Integer),
     Column("user", String(255), nullable=False),
@@ -227,8 +236,12 @@ def _create_tables(database: Database) -> int:
     for last_attempt in (False, True):
         try:
             with database.write() as connection:
-                metadata.create_all(connection)
+                schema_version.create(connection, checkfirst=True)
                 found = connection.execute(select(schema_version.c.version)).scalars().first()
+                if found == 1 and connection.dialect.name == "sqlite":
+                    found = _migrate_from_1(connection)
+                if found in (None, SCHEMA_VERSION):
+                    metadata.create_all(connection)
                 if found is None:
                     connection.execute(insert(schema_version).values(version=SCHEMA_VERSION))
                 return SCHEMA_VERSION if found is None else int(found)
@@ -237,6 +250,30 @@ def _create_tables(database: Database) -> int:
             if last_attempt:
                 raise
     raise AssertionError("unreachable")
+
+
+def _migrate_from_1(connection: Connection) -> int:
+    """Bring a SQLite file of version 1 to this one, in the transaction it is opened in; the version it then has.
+
+    Version 1 had one reading per case and no names of steps. SQLite cannot change a unique constraint, so the tables whose
+    constraint gained the reading are written anew; the columns of the others are added. Not covered: a server of version 1.
+    """
+    for table in (work_items, revisions):
+        old = inspect(connection).get_columns(table.name)
+        kept = ", ".join(f'"{column["name"]}"' for column in old)
+        added = {column.name: column.default.arg for column in table.c if column.default is not None}  # type: ignore[attr-defined]
+        new = {name: value for name, value in added.items() if name not in {column["name"] for column in old}}
+        for index in table.indexes:
+            connection.exec_driver_sql(f"DROP INDEX {index.name}")
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} RENAME TO {table.name}_1")
+        table.create(connection)
+        names, values = ", ".join([kept, *new]), ", ".join([kept, *(repr(value) for value in new.values())])
+        connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) SELECT {values} FROM {table.name}_1")
+        connection.exec_driver_sql(f"DROP TABLE {table.name}_1")
+    for name in (component_verdicts.name, time_entries.name):
+        connection.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN reading INTEGER NOT NULL DEFAULT 1")
+    connection.execute(update(schema_version).values(version=SCHEMA_VERSION))
+    return SCHEMA_VERSION
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:

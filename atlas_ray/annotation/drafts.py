@@ -6,7 +6,6 @@ The app, the oracle and the merge step all start from `read_draft`: an edit mean
 import numpy as np
 
 from atlas_ray.annotation.merge import Annotated, Provenance, draft_label
-from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case
 from atlas_ray.volume import Volume, read_volume
@@ -14,23 +13,24 @@ from atlas_ray.workspace import Workspace
 
 
 def read_draft(workspace: Workspace, round_index: int, case: Case, organs: Organs) -> Volume:
-    """The label the annotator of a round starts from, on the image's grid.
-
-    Raises:
-        WorkspaceError: the case is not predicted in this round.
-    """
-    pseudo = read_pseudo_label(workspace, round_index, case.case_id)
+    """The label the annotator of a round starts from, on the image's grid."""
+    start = read_start(workspace, round_index, case)
     previous = previous_annotation(workspace, case.case_id, before=round_index)
     original = original_label(workspace, case)
-    return pseudo.with_voxels(draft_label(pseudo.voxels, original, case.labeled_organs, organs, previous=previous))
+    return start.with_voxels(draft_label(start.voxels, original, case.labeled_organs, organs, previous=previous))
 
 
-def read_pseudo_label(workspace: Workspace, round_index: int, case_id: str) -> Volume:
-    """The ensemble's label map. Raises WorkspaceError where the case is not predicted."""
-    path = workspace.pseudo_label(round_index, case_id)
-    if not path.exists():
-        raise WorkspaceError(f"{path} is missing; run `python -m jobs.predict CONFIG --round {round_index}` first")
-    return read_volume(path)
+def read_start(workspace: Workspace, round_index: int, case: Case) -> Volume:
+    """The ensemble's label map; nothing at all on the same grid where no network has seen the case.
+
+    A round of labels that are only to be reviewed needs no prediction.
+    """
+    path = workspace.pseudo_label(round_index, case.case_id)
+    if path.exists():
+        return read_volume(path)
+    label = workspace.label(case.case_id)
+    grid = read_volume(label) if label.exists() else read_volume(case.image, series_uid=case.series_uid)
+    return grid.with_voxels(np.zeros(grid.shape, np.uint8))
 
 
 def original_label(workspace: Workspace, case: Case) -> LabelMap | None:

@@ -5,6 +5,9 @@
        └──────release─────────┘ └── lease runs out: anybody's again, and still the holder's until somebody takes it
 
 Every change is one conditional UPDATE, so that of two processes that want the same item the database lets one win.
+
+A case that is read twice has two items, reading 1 and 2. Nobody gets both: whoever held or edited one is not offered, and cannot
+open, the other. An item that review sent back waits for its own annotator; others get it only by opening it on purpose.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,18 +15,18 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import PositiveFloat
-from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
-from atlas_ray.annotation.database import Database, events, utc_now, work_items
+from atlas_ray.annotation.database import Database, events, revisions, utc_now, work_items
 from atlas_ray.annotation.oracle import Annotator, HumanAnnotator
 from atlas_ray.exceptions import AtlasError
-from atlas_ray.schema import Schema
+from atlas_ray.schema import Fraction, Schema
 
 State = Literal["waiting", "leased", "submitted", "skipped", "flagged"]
 CaseVerdict = Literal["fixed", "accepted", "unsure"]  # edited; the draft was right; somebody else should look
-ReviewVerdict = Literal["accepted", "rejected"]
+ReviewVerdict = Literal["accepted", "rejected", "superseded"]  # the last one: the case's other reading was taken
 
 _WAITING: State = "waiting"
 _LEASED: State = "leased"
@@ -48,11 +51,15 @@ class Annotation(Schema):
         database: URL; None is a SQLite file in the workspace.
         lease_minutes: how long a case stays its annotator's without a sign of life from the app.
         annotator: people, or the oracle of a simulated campaign.
+        second_reader_share: of the cases, how many a reviewer must accept before they are merged.
+        double_reading_share: of the cases, how many two annotators do, blind to each other.
     """
 
     database: str | None = None
     lease_minutes: PositiveFloat = 30.0
     annotator: Annotator = HumanAnnotator()
+    second_reader_share: Fraction = 0.0
+    double_reading_share: Fraction = 0.0
 
 
 class QueueEntry(Schema):
@@ -62,9 +69,11 @@ class QueueEntry(Schema):
         organs: in the order to revise them.
         rank: 1 is annotated first.
         score: what it was ranked by.
+        reading: 2 for the second, blind annotation of a case that is also listed as reading 1.
     """
 
     case_id: str
+    reading: int = 1
     organs: tuple[str, ...]
     rank: int
     score: float = 0.0
@@ -74,6 +83,7 @@ class WorkItem(Schema):
     """One case of one round to annotate, and how far it is.
 
     Args:
+        reading: 1, or 2 for the second of two blind annotations.
         user: who holds it, or held it last; None while nobody has.
         lease_expires: ISO 8601 UTC, only while leased; after it anybody may take the item.
         seconds: active seconds the annotators reported, over all submissions.
@@ -85,6 +95,7 @@ class WorkItem(Schema):
     item_id: int
     round: int
     case_id: str
+    reading: int = 1
     organs: tuple[str, ...]
     rank: int
     score: float
@@ -136,7 +147,7 @@ class Queue:
         Returns:
             how many items are new.
         """
-        wanted = {entry.case_id: entry for entry in entries}
+        wanted = {(entry.case_id, entry.reading): entry for entry in entries}
         for last_attempt in (False, True):
             try:
                 with self.database.write() as connection:
@@ -146,15 +157,15 @@ class Queue:
                     raise
         raise AssertionError("unreachable")
 
-    def _fill(self, connection: Connection, round_index: int, wanted: dict[str, QueueEntry], user: str) -> int:
+    def _fill(self, connection: Connection, round_index: int, wanted: dict[tuple[str, int], QueueEntry], user: str) -> int:
         rows = connection.execute(select(work_items).where(work_items.c.round == round_index))
-        known = {row.case_id: _item(row) for row in rows}
-        for item in known.values():
-            entry = wanted.get(item.case_id)
-            if entry == QueueEntry(case_id=item.case_id, organs=item.organs, rank=item.rank, score=item.score):
+        known = {(row.case_id, row.reading): _item(row) for row in rows}
+        for key, item in known.items():
+            entry = wanted.get(key)
+            if entry == QueueEntry(**{name: getattr(item, name) for name in QueueEntry.model_fields}):
                 continue
             self._replan(connection, item, entry, user)
-        new = [entry for case_id, entry in wanted.items() if case_id not in known]
+        new = [entry for key, entry in wanted.items() if key not in known]
         if new:
             rows_new = [
                 {**entry.model_dump(), "organs": list(entry.organs), "round": round_index, "state": _WAITING} for entry in new
@@ -182,13 +193,28 @@ class Queue:
         with self.database.read() as connection:
             return [_item(row) for row in connection.execute(query.order_by(work_items.c.rank, work_items.c.item_id))]
 
-    def item(self, key: int | tuple[int, str]) -> WorkItem:
-        """The item of that item_id or (round, case_id). Raises QueueError where there is none."""
+    def item(self, key: int | tuple[int, str] | tuple[int, str, int]) -> WorkItem:
+        """The item of that item_id, or of that (round, case_id, reading = 1). Raises QueueError where there is none."""
         with self.database.read() as connection:
             row = connection.execute(select(work_items).where(_matches(key))).first()
         if row is None:
             raise _missing(key)
         return _item(row)
+
+    def readings(self, round_index: int, case_id: str) -> list[WorkItem]:
+        """The case's items, by reading. Raises QueueError where it has none."""
+        query = select(work_items).where(work_items.c.round == round_index, work_items.c.case_id == case_id)
+        with self.database.read() as connection:
+            found = [_item(row) for row in connection.execute(query.order_by(work_items.c.reading))]
+        if not found:
+            raise _missing((round_index, case_id))
+        return found
+
+    def peek(self, user: str, *, round_index: int) -> WorkItem | None:
+        """What `next` will give the user once what they hold is handed in; nothing is leased, so somebody may be faster."""
+        with self.database.read() as connection:
+            row = connection.execute(self._offered(round_index, user).where(~_held_by(user)).limit(1)).first()
+        return None if row is None else _item(row)
 
     def counts(self, round_index: int) -> dict[State, int]:
         """How many of the round's items are in each state; states without any are left out."""
@@ -229,14 +255,14 @@ class Queue:
                 return item
         return None
 
-    def claim(self, round_index: int, case_id: str, user: str) -> WorkItem:
+    def claim(self, round_index: int, case_id: str, user: str, *, reading: int = 1) -> WorkItem:
         """Lease one given case: waiting, skipped, flagged, expired or already the user's.
 
         Raises:
             QueueError: no such case in that round's queue.
-            LeaseError: somebody else holds it, or it is submitted (reopen it).
+            LeaseError: somebody else holds it, it is submitted (reopen it), or the user did the case's other reading.
         """
-        item = self.item((round_index, case_id))
+        item = self.item((round_index, case_id, reading))
         set_aside = work_items.c.state.in_(("skipped", "flagged"))
         taken = self._take(item.item_id, user, or_(self._free_for(user), set_aside))
         if taken is None:
@@ -298,10 +324,16 @@ class Queue:
         """Take a submitted, skipped or flagged item up again; its revisions and seconds stay.
 
         Raises:
-            LeaseError: it is waiting or leased.
+            LeaseError: it is waiting or leased, or the user did the case's other reading.
         """
-        closed = work_items.c.state.in_(("submitted", "skipped", "flagged"))
+        closed = and_(work_items.c.state.in_(("submitted", "skipped", "flagged")), _is_blind(user))
         return self._change(item_id, user, "reopen", where=closed, values=self._lease_values(user))
+
+    def comment(self, item_id: int, user: str, text: str) -> None:
+        """Say something about the case; kept with its events, for this reading."""
+        item = self.item(item_id)
+        with self.database.write() as connection:
+            self._log(connection, user, "comment", item, detail=text)
 
     # --- how ---
     def transition(
@@ -312,20 +344,23 @@ class Queue:
 
     def _free_for(self, user: str) -> ColumnElement[bool]:
         expired = and_(work_items.c.state == _LEASED, work_items.c.lease_expires <= self.now())
-        return or_(work_items.c.state == _WAITING, _held_by(user), expired)
+        return and_(or_(work_items.c.state == _WAITING, _held_by(user), expired), _is_blind(user))
+
+    def _offered(self, round_index: int, user: str) -> Select[Any]:
+        """What `next` may give, best first: what the user holds, what was sent back to them, then what nobody has, by rank."""
+        mine = work_items.c.user == user
+        sent_back = and_(work_items.c.state == _WAITING, func.coalesce(work_items.c.review, "") == "rejected")
+        offered = and_(work_items.c.round == round_index, self._free_for(user), or_(~sent_back, mine))
+        turn = case((_held_by(user), 0), (and_(sent_back, mine), 1), else_=2)
+        return select(work_items).where(offered).order_by(turn, work_items.c.rank, work_items.c.reading, work_items.c.item_id)
 
     def _lease_values(self, user: str) -> dict[str, Any]:
         return {"state": _LEASED, "user": user, "lease_expires": self.now() + self.lease}
 
     def _candidate(self, round_index: int, user: str) -> int | None:
-        mine = select(work_items.c.item_id).where(work_items.c.round == round_index, _held_by(user))
-        free = select(work_items.c.item_id).where(work_items.c.round == round_index, self._free_for(user))
         with self.database.read() as connection:
-            for query in (mine, free):
-                ordered = query.order_by(work_items.c.rank, work_items.c.item_id).limit(1)
-                if (item_id := connection.execute(ordered).scalar()) is not None:
-                    return int(item_id)
-        return None
+            row = connection.execute(self._offered(round_index, user).limit(1)).first()
+        return None if row is None else int(row.item_id)
 
     def _take(self, item_id: int, user: str, where: ColumnElement[bool]) -> WorkItem | None:
         """Lease the item if `where` still holds; None where somebody was faster."""
@@ -375,15 +410,39 @@ def _held_by(user: str) -> ColumnElement[bool]:
     return and_(work_items.c.state == _LEASED, work_items.c.user == user)
 
 
-def _matches(key: int | tuple[int, str]) -> ColumnElement[bool]:
+def _is_blind(user: str) -> ColumnElement[bool]:
+    """Whether the user has neither held nor edited another reading of the item's case.
+
+    Not covered: on a server that runs transactions side by side, one person asking twice at the same instant.
+    """
+    other = work_items.alias()
+    held = exists().where(
+        other.c.round == work_items.c.round,
+        other.c.case_id == work_items.c.case_id,
+        other.c.reading != work_items.c.reading,
+        other.c.user == user,
+    )
+    edited = exists().where(
+        revisions.c.round == work_items.c.round,
+        revisions.c.case_id == work_items.c.case_id,
+        revisions.c.reading != work_items.c.reading,
+        revisions.c.user == user,
+    )
+    return and_(~held, ~edited)
+
+
+def _matches(key: int | tuple[int, str] | tuple[int, str, int]) -> ColumnElement[bool]:
     if isinstance(key, tuple):
-        return and_(work_items.c.round == key[0], work_items.c.case_id == key[1])
+        round_index, case_id, reading = (*key, 1)[:3]
+        columns = work_items.c
+        return and_(columns.round == round_index, columns.case_id == case_id, columns.reading == reading)
     return work_items.c.item_id == key
 
 
-def _missing(key: int | tuple[int, str]) -> QueueError:
+def _missing(key: int | tuple[int, str] | tuple[int, str, int]) -> QueueError:
     what = f"case {key[1]!r} in round {key[0]}" if isinstance(key, tuple) else f"item {key}"
-    return QueueError(f"{what} is not in the annotation queue")
+    reading = f" as reading {key[2]}" if isinstance(key, tuple) and len(key) == 3 and key[2] != 1 else ""
+    return QueueError(f"{what} is not in the annotation queue{reading}")
 
 
 def _item(row: Row[Any]) -> WorkItem:

@@ -5,12 +5,13 @@ start, not overlapping. Voxels are counted in file order: x fastest, so Fortran 
 than 2^32 voxels (40 times 512 x 512 x 400) cannot be addressed and is refused.
 
 An organ's mask at revision n is its mask in the round's draft (merge.draft_label, which does not change during the round)
-with the runs of revisions 1..n applied in turn. Organs are stored each on its own, so a brush that takes a voxel from a
+with the runs of revisions 1..n applied in turn. Undoing appends the opposite runs. A case that two people annotate blind has two
+readings, each with revisions of its own on the same draft. Organs are stored each on its own, so a brush that takes a voxel from a
 neighbor saves two revisions, one per organ; where only one was saved, the organ saved last keeps the voxel (merge.py).
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from sqlalchemy.exc import IntegrityError
 from atlas_ray.annotation import database as tables
 from atlas_ray.annotation.database import Database, utc_now
 from atlas_ray.exceptions import RevisionError
-from atlas_ray.records import Revision
+from atlas_ray.records import Revision, RevisionKind
 from atlas_ray.schema import Schema
 
 Runs = npt.NDArray[np.uint32]  # [N, 3] start, length, value
@@ -54,12 +55,32 @@ class ComponentVerdict(Schema):
 
     round: int
     case_id: str
+    reading: int = 1
     organ: str
     component: int
     verdict: Verdict
     user: str
     created: str
     note: str = ""
+
+
+class TimeSpent(Schema):
+    """Active seconds on a case; on one organ or component of it where these are named."""
+
+    seconds: float
+    organ: str | None = None
+    component: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One named editing step before it is stored; see records.Revision."""
+
+    name: str
+    runs: Runs
+    kind: RevisionKind = "edit"
+    seconds: float = 0.0
+    component: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,6 +208,65 @@ class Revisions:
         self.database = database
         self.now = now
 
+    def append(
+        self,
+        round_index: int,
+        case_id: str,
+        organ: str,
+        steps: Sequence[Step],
+        *,
+        user: str,
+        parent_id: int,
+        size: int | None = None,
+        reading: int = 1,
+    ) -> list[Revision]:
+        """Append steps, the first made on revision `parent_id` (0: the draft), each next one on the one before it.
+
+        All of them are on disk when this returns, or none is stored.
+
+        Args:
+            size: voxels of the grid. Pass it whenever the runs come from outside: an edit beyond the grid that was once
+                stored could never be replayed.
+
+        Raises:
+            RevisionConflict: the organ has moved on; nothing is stored.
+            RevisionError: runs are malformed.
+        """
+        rows = []
+        for number, step in enumerate(steps, parent_id + 1):
+            checked = check_runs(step.runs, size)
+            row = {
+                "round": round_index,
+                "case_id": case_id,
+                "reading": reading,
+                "organ": organ,
+                "revision_id": number,
+                "parent_id": number - 1,
+                "user": user,
+                "created": self.now(),
+                "voxels": int(checked[:, 1].sum(dtype=np.int64)),
+                "seconds": step.seconds,
+                "name": step.name,
+                "kind": step.kind,
+                "component": step.component,
+                "runs": encode_runs(checked),
+            }
+            rows.append(row)
+        where = _is(tables.revisions, round_index, case_id, organ, reading=reading)
+        try:
+            with self.database.write() as connection:
+                current_id = _current(connection, where)
+                if parent_id == current_id:
+                    if rows:
+                        connection.execute(insert(tables.revisions), rows)
+                    return [_revision(row) for row in rows]
+        except IntegrityError:  # another server saved between our look and our insert
+            current_id = self.current(round_index, case_id, organ, reading=reading)
+        raise RevisionConflict(
+            f"{organ} of case {case_id}, round {round_index}, is at revision {current_id}; this edit was made on {parent_id}",
+            current_id=current_id,
+        )
+
     def save(
         self,
         round_index: int,
@@ -197,69 +277,54 @@ class Revisions:
         parent_id: int,
         runs: npt.ArrayLike,
         seconds: float = 0.0,
+        name: str = "",
+        kind: RevisionKind = "edit",
         size: int | None = None,
+        reading: int = 1,
     ) -> Revision:
-        """Append an edit made on revision `parent_id` (0: the draft); on disk when this returns.
+        """Append one step; see `append`. No runs at all is an edit too ("looked at it")."""
+        step = Step(name=name, kind=kind, seconds=seconds, runs=check_runs(runs))
+        key = (round_index, case_id, organ)
+        return self.append(*key, [step], user=user, parent_id=parent_id, size=size, reading=reading)[0]
 
-        Args:
-            runs: see the module; none at all is an edit too ("looked at it").
-            seconds: active time since the parent.
-            size: voxels of the grid. Pass it whenever `runs` come from outside: an edit beyond the grid that was once
-                stored could never be replayed.
-
-        Raises:
-            RevisionConflict: the organ has moved on; nothing is stored.
-            RevisionError: the runs are malformed.
-        """
-        checked = check_runs(runs, size)
-        row = {
-            "round": round_index,
-            "case_id": case_id,
-            "organ": organ,
-            "revision_id": parent_id + 1,
-            "parent_id": parent_id,
-            "user": user,
-            "created": self.now(),
-            "voxels": int(checked[:, 1].sum(dtype=np.int64)),
-            "seconds": seconds,
-        }
-        where = _is(tables.revisions, round_index, case_id, organ)
-        try:
-            with self.database.write() as connection:
-                current_id = _current(connection, where)
-                if parent_id == current_id:
-                    connection.execute(insert(tables.revisions).values(**row, runs=encode_runs(checked)))
-                    return _revision(row)
-        except IntegrityError:  # another server saved between our look and our insert
-            current_id = self.current(round_index, case_id, organ)
-        raise RevisionConflict(
-            f"{organ} of case {case_id}, round {round_index}, is at revision {current_id}; this edit was made on {parent_id}",
-            current_id=current_id,
-        )
-
-    def current(self, round_index: int, case_id: str, organ: str) -> int:
+    def current(self, round_index: int, case_id: str, organ: str, *, reading: int = 1) -> int:
         """The latest revision id; 0 where the draft was not edited."""
         with self.database.read() as connection:
-            return _current(connection, _is(tables.revisions, round_index, case_id, organ))
+            return _current(connection, _is(tables.revisions, round_index, case_id, organ, reading=reading))
 
-    def history(self, round_index: int, case_id: str, organ: str) -> list[Revision]:
+    def history(self, round_index: int, case_id: str, organ: str, *, reading: int = 1) -> list[Revision]:
         """Every revision of one organ, oldest first."""
-        query = select(*_REVISION_COLUMNS).where(_is(tables.revisions, round_index, case_id, organ))
+        query = select(*_REVISION_COLUMNS).where(_is(tables.revisions, round_index, case_id, organ, reading=reading))
         with self.database.read() as connection:
             rows = connection.execute(query.order_by(tables.revisions.c.revision_id)).all()
         return [_revision(row._mapping) for row in rows]
 
-    def edits(self, round_index: int, case_id: str, organ: str | None = None) -> list[Edit]:
-        """Every edit of a case (or of one organ of it) with its runs, in the order they were saved."""
-        query = select(tables.revisions).where(_is(tables.revisions, round_index, case_id, organ))
+    def edits(
+        self,
+        round_index: int,
+        case_id: str,
+        organ: str | None = None,
+        *,
+        reading: int = 1,
+        after: int = 0,
+        last: int | None = None,
+    ) -> list[Edit]:
+        """Every edit of a case (or of one organ of it) with its runs, in the order they were saved.
+
+        Args:
+            after: leave out the revisions up to this one; makes sense for one organ.
+            last: at most so many, the newest.
+        """
+        where = _is(tables.revisions, round_index, case_id, organ, reading=reading)
+        query = select(tables.revisions).where(where, tables.revisions.c.revision_id > after)
         with self.database.read() as connection:
-            rows = connection.execute(query.order_by(tables.revisions.c.sequence)).all()
+            rows = connection.execute(query.order_by(tables.revisions.c.sequence.desc()).limit(last)).all()[::-1]
         return [Edit(row.sequence, _revision(row._mapping), decode_runs(row.runs)) for row in rows]
 
     def runs(self, revision: Revision) -> Runs:
         """The runs of one revision. Raises RevisionError where it is not in the store."""
         columns = tables.revisions.c
-        here = _is(tables.revisions, revision.round, revision.case_id, revision.organ)
+        here = _is(tables.revisions, revision.round, revision.case_id, revision.organ, reading=revision.reading)
         with self.database.read() as connection:
             query = select(columns.runs).where(here, columns.revision_id == revision.revision_id)
             data = connection.execute(query).scalar()
@@ -267,14 +332,14 @@ class Revisions:
             raise RevisionError(f"{revision.organ} of case {revision.case_id} has no revision {revision.revision_id}")
         return decode_runs(data)
 
-    def changed_organs(self, round_index: int, case_id: str) -> tuple[str, ...]:
+    def changed_organs(self, round_index: int, case_id: str, *, reading: int = 1) -> tuple[str, ...]:
         """Organs with at least one edit that changed a voxel, by name; one that was reverted to the draft counts too."""
         columns = tables.revisions.c
-        query = select(columns.organ).where(_is(tables.revisions, round_index, case_id), columns.voxels > 0)
+        query = select(columns.organ).where(_is(tables.revisions, round_index, case_id, reading=reading), columns.voxels > 0)
         with self.database.read() as connection:
             return tuple(connection.execute(query.distinct().order_by(columns.organ)).scalars())
 
-    def mask(self, base: Mask, round_index: int, case_id: str, organ: str, *, at: int | None = None) -> Mask:
+    def mask(self, base: Mask, round_index: int, case_id: str, organ: str, *, at: int | None = None, reading: int = 1) -> Mask:
         """The organ's mask [X, Y, Z] at a revision.
 
         Args:
@@ -284,7 +349,7 @@ class Revisions:
         Raises:
             RevisionError: no such revision, or the edits do not fit the grid of `base`.
         """
-        edits = self.edits(round_index, case_id, organ)
+        edits = self.edits(round_index, case_id, organ, reading=reading)
         if at is not None and not 0 <= at <= len(edits):
             raise RevisionError(f"{organ} of case {case_id} has no revision {at}; it has 0 to {len(edits)}")
         result = np.array(base, dtype=bool, order="F")
@@ -292,26 +357,37 @@ class Revisions:
             _write_runs(result, edit.runs)
         return result
 
-    def revert(self, base: Mask, round_index: int, case_id: str, organ: str, *, to: int, user: str) -> Revision:
+    def revert(self, base: Mask, round_index: int, case_id: str, organ: str, *, to: int, user: str, reading: int = 1) -> Revision:
         """Append the edit that brings revision `to` back; what lies between stays in the history.
 
         Raises:
             RevisionError: no such revision.
             RevisionConflict: somebody saved in the meantime.
         """
-        parent_id = self.current(round_index, case_id, organ)
-        now = self.mask(base, round_index, case_id, organ, at=parent_id)
-        then = self.mask(base, round_index, case_id, organ, at=to)
-        return self.save(round_index, case_id, organ, user=user, parent_id=parent_id, runs=diff_runs(now, then))
+        key = (round_index, case_id, organ)
+        parent_id = self.current(*key, reading=reading)
+        now, then = (self.mask(base, *key, at=at, reading=reading) for at in (parent_id, to))
+        name = f"revert to {to}"
+        return self.save(*key, user=user, parent_id=parent_id, runs=diff_runs(now, then), name=name, kind="revert", reading=reading)
 
     # --- verdicts ---
     def judge(
-        self, round_index: int, case_id: str, organ: str, component: int, verdict: Verdict, *, user: str, note: str = ""
+        self,
+        round_index: int,
+        case_id: str,
+        organ: str,
+        component: int,
+        verdict: Verdict,
+        *,
+        user: str,
+        note: str = "",
+        reading: int = 1,
     ) -> ComponentVerdict:
         """Say what one attention component was; saying something else later is a new entry."""
         row: dict[str, Any] = {
             "round": round_index,
             "case_id": case_id,
+            "reading": reading,
             "organ": organ,
             "component": component,
             "verdict": verdict,
@@ -324,51 +400,58 @@ class Revisions:
             connection.execute(insert(tables.component_verdicts).values(**row))
         return record
 
-    def verdicts(self, round_index: int, case_id: str | None = None) -> list[ComponentVerdict]:
-        """The latest verdict on each component of a case, or of the whole round."""
-        latest = {(v.case_id, v.organ, v.component): v for v in self.all_verdicts(round_index, case_id)}
-        return list(latest.values())
+    def verdicts(self, round_index: int, case_id: str | None = None, *, reading: int | None = None) -> list[ComponentVerdict]:
+        """The latest verdict on each component of a case, or of the whole round, in each reading."""
+        given = self.all_verdicts(round_index, case_id, reading=reading)
+        return list({(v.case_id, v.reading, v.organ, v.component): v for v in given}.values())
 
-    def all_verdicts(self, round_index: int, case_id: str | None = None) -> list[ComponentVerdict]:
+    def all_verdicts(self, round_index: int, case_id: str | None = None, *, reading: int | None = None) -> list[ComponentVerdict]:
         """Every verdict ever given, oldest first."""
         table = tables.component_verdicts
         query = select(*(column for column in table.c if column.name != "sequence")).order_by(table.c.sequence)
         with self.database.read() as connection:
-            rows = connection.execute(query.where(_is(table, round_index, case_id))).all()
+            rows = connection.execute(query.where(_is(table, round_index, case_id, reading=reading))).all()
         return [_verdict(row._mapping) for row in rows]
 
     # --- time ---
-    def log_time(
-        self,
-        round_index: int,
-        case_id: str,
-        *,
-        user: str,
-        seconds: float,
-        organ: str | None = None,
-        component: int | None = None,
-    ) -> None:
-        """Add active seconds that no revision carries: looking at a case, at an organ, at a component."""
-        row = {"round": round_index, "case_id": case_id, "organ": organ, "component": component}
-        with self.database.write() as connection:
-            connection.execute(insert(tables.time_entries).values(**row, user=user, created=self.now(), seconds=seconds))
+    def log_times(self, round_index: int, case_id: str, entries: Sequence[TimeSpent], *, user: str, reading: int = 1) -> None:
+        """Add active seconds that no revision carries, all or none: looking at a case, at an organ, at a component."""
+        same = {"round": round_index, "case_id": case_id, "reading": reading, "user": user, "created": self.now()}
+        rows = [{**same, **entry.model_dump()} for entry in entries]
+        if rows:
+            with self.database.write() as connection:
+                connection.execute(insert(tables.time_entries), rows)
 
-    def seconds(self, round_index: int, case_id: str) -> dict[str | None, float]:
+    def seconds(self, round_index: int, case_id: str, *, reading: int | None = None) -> dict[str | None, float]:
         """Active seconds per organ: its revisions' and the logged ones; under None those of the case as a whole."""
         total: dict[str | None, float] = {}
+        for (organ, _), seconds in self.seconds_by_component(round_index, case_id, reading=reading).items():
+            total[organ] = total.get(organ, 0.0) + seconds
+        return total
+
+    def seconds_by_component(
+        self, round_index: int, case_id: str | None = None, *, reading: int | None = None
+    ) -> dict[tuple[str | None, int | None], float]:
+        """Active seconds per (organ, component) of a case or of a whole round; None where no organ or component was named."""
+        total: dict[tuple[str | None, int | None], float] = {}
         with self.database.read() as connection:
             for table in (tables.revisions, tables.time_entries):
-                query = select(table.c.organ, func.sum(table.c.seconds)).where(_is(table, round_index, case_id))
-                for organ, seconds in connection.execute(query.group_by(table.c.organ)):
-                    total[organ] = total.get(organ, 0.0) + float(seconds)
+                columns = (table.c.organ, table.c.component)
+                query = select(*columns, func.sum(table.c.seconds)).where(_is(table, round_index, case_id, reading=reading))
+                for organ, component, seconds in connection.execute(query.group_by(*columns)):
+                    total[organ, component] = total.get((organ, component), 0.0) + float(seconds)
         return total
 
 
 _REVISION_COLUMNS = [tables.revisions.c[name] for name in Revision.model_fields]
 
 
-def _is(table: FromClause, round_index: int, case_id: str | None, organ: str | None = None) -> ColumnElement[bool]:
+def _is(
+    table: FromClause, round_index: int, case_id: str | None, organ: str | None = None, *, reading: int | None
+) -> ColumnElement[bool]:
     conditions = [table.c.round == round_index]
+    if reading is not None:
+        conditions.append(table.c.reading == reading)
     if case_id is not None:
         conditions.append(table.c.case_id == case_id)
     if organ is not None:

@@ -1,5 +1,6 @@
 """The database opens anywhere, any number of times at once, and says clearly why it does not."""
 
+import contextlib
 import multiprocessing
 import sqlite3
 from concurrent.futures import ProcessPoolExecutor
@@ -8,14 +9,15 @@ from pathlib import Path
 
 import pytest
 from annotation_helpers import open_and_fill
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, inspect, select, update
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.schema import CreateTable
 
 from atlas_ray.annotation.database import Database, events, metadata, open_database, schema_version, sqlite_url, utc_now
-from atlas_ray.annotation.queue import Queue
+from atlas_ray.annotation.queue import Queue, QueueEntry
+from atlas_ray.annotation.revisions import Revisions
 from atlas_ray.exceptions import ConfigError, WorkspaceError
 
 
@@ -71,8 +73,60 @@ def test_a_time_without_zone_is_refused(database: Database) -> None:
 def test_a_database_of_another_version_is_refused(url: str) -> None:
     with open_database(url) as database, database.write() as connection:
         connection.execute(update(schema_version).values(version=99))
-    with pytest.raises(WorkspaceError, match="table version 99; this atlas_ray reads 1"):
+    with pytest.raises(WorkspaceError, match="table version 99; this atlas_ray reads 2"):
         open_database(url)
+
+
+def columns(url: str) -> dict[str, set[str]]:
+    with open_database(url) as database, database.read() as connection:
+        inspector = inspect(connection)
+        return {name: {column["name"] for column in inspector.get_columns(name)} for name in inspector.get_table_names()}
+
+
+def write_version_1(path: Path) -> str:
+    path.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript((Path(__file__).parent / "version_1.sql").read_text())
+    return sqlite_url(path)
+
+
+def test_a_file_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    url = write_version_1(tmp_path / "old" / "annotation.db")
+    assert columns(url) == columns(sqlite_url(tmp_path / "new.db"))
+    with open_database(url) as database:
+        queue, revisions = Queue(database), Revisions(database)
+        assert [(i.case_id, i.reading, i.state, i.user, i.seconds) for i in queue.items(1)] == [
+            ("a", 1, "submitted", "anna", 20.0),
+            ("b", 1, "leased", "ben", 0.0),
+            ("c", 1, "waiting", None, 0.0),
+        ]
+        edits = revisions.edits(1, "a")
+        assert [(e.revision.revision_id, e.revision.name, e.revision.kind, e.runs.tolist()) for e in edits] == [
+            (1, "", "edit", [[3, 2, 1]]),
+            (2, "", "edit", [[4, 1, 0]]),
+        ]
+        assert revisions.seconds(1, "a") == {"liver": 20.0}
+        assert [v.verdict for v in revisions.verdicts(1, "a", reading=1)] == ["fixed"]
+        # What only version 2 can hold: a second reading of the same case, and the same organ's revision in it.
+        queue.fill(1, [QueueEntry(case_id="a", reading=2, organs=("liver",), rank=1)])
+        assert revisions.save(1, "a", "liver", user="carl", parent_id=0, runs=[[0, 1, 1]], reading=2).revision_id == 1
+        assert revisions.current(1, "a", "liver") == 2
+
+
+def test_the_migration_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "old" / "annotation.db"
+    url = write_version_1(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE time_entry RENAME TO lost")
+        connection.commit()
+    with pytest.raises(WorkspaceError, match="time_entry"):
+        open_database(url)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(1,)]
+        assert connection.execute("SELECT count(*) FROM revision").fetchall() == [(2,)]
+        connection.execute("ALTER TABLE lost RENAME TO time_entry")
+        connection.commit()
+    open_database(url).close()
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_an_item_says_all_there_is_to_know(queue: Queue) -> None:
         "item_id": item.item_id,
         "round": 1,
         "case_id": "a",
+        "reading": 1,
         "organs": ("liver", "aorta"),
         "rank": 1,
         "score": 1.0,

@@ -29,10 +29,11 @@ def test_accepting_keeps_it_submitted(queue: Queue, submitted: WorkItem) -> None
 def test_rejecting_sends_it_back_with_the_reason(queue: Queue, submitted: WorkItem) -> None:
     item = reject(queue, submitted.item_id, "rita", role="reviewer", reason="the dome is cut off")
     assert (item.state, item.review, item.note, item.seconds) == ("waiting", "rejected", "the dome is cut off", 60)
-    again = queue.next("ben")
+    assert queue.next("ben") is None  # it goes back to the one who knows it
+    again = queue.next("anna")
     assert again is not None
     assert (again.case_id, again.note) == ("a", "the dome is cut off")
-    assert queue.submit(item.item_id, "ben").review is None  # a new submission is reviewed anew
+    assert queue.submit(item.item_id, "anna").review is None  # a new submission is reviewed anew
 
 
 def test_who_may_review(queue: Queue, submitted: WorkItem) -> None:

@@ -20,6 +20,7 @@ from atlas_ray.annotation.queue import Queue, QueueEntry
 from atlas_ray.annotation.revisions import (
     RevisionConflict,
     Revisions,
+    TimeSpent,
     apply_runs,
     check_runs,
     decode_runs,
@@ -183,6 +184,7 @@ def test_every_saved_step_can_be_seen_again(revisions: Revisions, clock: Clock) 
         {
             "round": 1,
             "case_id": "case0",
+            "reading": 1,
             "organ": "liver",
             "revision_id": 1,
             "parent_id": 0,
@@ -190,10 +192,14 @@ def test_every_saved_step_can_be_seen_again(revisions: Revisions, clock: Clock) 
             "created": "2026-01-05T08:00:00+00:00",
             "voxels": 2,  # 0 cleared, 3 set
             "seconds": 12.0,
+            "name": "",
+            "kind": "edit",
+            "component": None,
         },
         {
             "round": 1,
             "case_id": "case0",
+            "reading": 1,
             "organ": "liver",
             "revision_id": 2,
             "parent_id": 1,
@@ -201,6 +207,9 @@ def test_every_saved_step_can_be_seen_again(revisions: Revisions, clock: Clock) 
             "created": "2026-01-05T08:02:00+00:00",
             "voxels": 4,  # 1, 2, 3 cleared, 7 set
             "seconds": 30.0,
+            "name": "",
+            "kind": "edit",
+            "component": None,
         },
     ]
     for at, mask in ((0, draft), (1, first), (2, second), (None, second)):
@@ -332,8 +341,7 @@ def test_the_last_verdict_counts_and_all_are_kept(revisions: Revisions, clock: C
 def test_time_adds_up_per_organ(revisions: Revisions) -> None:
     save(revisions, mask_of(), mask_of(1), seconds=10)
     save(revisions, mask_of(1), mask_of(2), seconds=5)
-    revisions.log_time(1, "case0", user="anna", seconds=2.5, organ="liver", component=1)
-    revisions.log_time(1, "case0", user="anna", seconds=4, organ="aorta")
-    revisions.log_time(1, "case0", user="anna", seconds=1)
+    spent = [TimeSpent(seconds=2.5, organ="liver", component=1), TimeSpent(seconds=4, organ="aorta"), TimeSpent(seconds=1)]
+    revisions.log_times(1, "case0", spent, user="anna")
     assert revisions.seconds(1, "case0") == {"liver": 17.5, "aorta": 4.0, None: 1.0}
     assert revisions.seconds(1, "case1") == {}

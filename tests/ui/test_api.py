@@ -1,5 +1,6 @@
 """The REST routes on a small real workspace."""
 
+import base64
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from starlette.testclient import TestClient
 from ui_workspace import AFFINE, ORGANS, PEAK, SHAPE, make_workspace
 
 from atlas_ray.annotation.database import open_database, sqlite_url
-from atlas_ray.annotation.revisions import encode_runs
+from atlas_ray.annotation.revisions import decode_runs, encode_runs
 from atlas_ray.records import Case
 from atlas_ray.volume import read_volume
 from atlas_ray.workspace import Workspace, write_lines
@@ -20,6 +21,7 @@ from ui.login import COOKIE, Login
 from ui.store import Store
 
 DICOM = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cptac_pda_189"
+SIZE = int(np.prod(SHAPE))
 
 
 def make_client(workspace: Workspace, *, login: Login | None = None, local_only: bool = True) -> TestClient:
@@ -187,9 +189,6 @@ def test_a_save_names_the_revision_it_was_made_on(client) -> None:
     assert client.put("/api/v1/cases/case_0/labels/ball", content=encode_runs([[0, 1, 1]]), headers=headers).status_code == 422
 
 
-SIZE = int(np.prod(SHAPE))
-
-
 @pytest.mark.parametrize(
     "runs",
     [[(SIZE - 1, 2, 1)], [(0, 0, 1)], [(0, 1, 2)], [(5, 2, 1), (6, 1, 1)], [(9, 1, 1), (3, 1, 1)], [(4294967295, 4294967295, 1)]],
@@ -239,6 +238,196 @@ def test_history_and_revert(client) -> None:
     assert client.post("/api/v1/cases/case_0/labels/ball/revert/0").json() == {"rev": 3}
     np.testing.assert_array_equal(voxels(client.get("/api/v1/cases/case_0/labels/ball")), draft)
     assert client.post("/api/v1/cases/case_0/labels/ball/revert/99").status_code == 422
+
+
+# --- named steps ---
+
+
+def step(name: str, *runs: tuple[int, int, int], **more) -> dict:
+    body = base64.b64encode(encode_runs(np.array(runs, np.uint32).reshape(-1, 3))).decode()
+    return {"name": name, "runs": body, **more}
+
+
+def post_steps(client, *steps: dict, revision: int = 0):
+    headers = {"If-Match": f'"{revision}"'}
+    return client.post("/api/v1/cases/case_0/labels/ball/steps", json={"steps": steps}, headers=headers)
+
+
+def ball_corner(client) -> list[int]:
+    """The first six voxels of the organ's mask."""
+    return voxels(client.get("/api/v1/cases/case_0/labels/ball")).ravel(order="F")[:6].tolist()
+
+
+def test_every_step_is_a_revision_and_survives_a_reload(client) -> None:
+    first = step("brush", (0, 3, 1), seconds=1.5, component=1)
+    answer = post_steps(client, first, step("erase", (1, 1, 0)))
+    assert (answer.json(), answer.headers["etag"]) == ({"rev": 2, "voxels": 4}, '"2"')
+    assert post_steps(client, step("erase", (1, 1, 1), kind="undo"), revision=2).json() == {"rev": 3, "voxels": 1}
+    assert ball_corner(client) == [1, 1, 1, 0, 0, 0]
+    told = client.get("/api/v1/cases/case_0/labels/ball/steps").json()
+    assert told["rev"] == 3
+    assert [(s["revision_id"], s["name"], s["kind"], s["voxels"], s["seconds"], s["component"]) for s in told["steps"]] == [
+        (1, "brush", "edit", 3, 1.5, 1),
+        (2, "erase", "edit", 1, 0.0, None),
+        (3, "erase", "undo", 1, 0.0, None),
+    ]
+    assert [decode_runs(base64.b64decode(s["runs"])).tolist() for s in told["steps"]] == [[[0, 3, 1]], [[1, 1, 0]], [[1, 1, 1]]]
+    history = client.get("/api/v1/cases/case_0/labels/ball/history").json()["revisions"]
+    assert [(r["name"], r["kind"]) for r in history] == [("brush", "edit"), ("erase", "edit"), ("erase", "undo")]
+
+
+def test_the_newest_steps_can_be_asked_for(client) -> None:
+    post_steps(client, *(step(f"step {n}", (n, 1, 1)) for n in range(5)))
+    path = "/api/v1/cases/case_0/labels/ball/steps"
+    assert [s["name"] for s in client.get(f"{path}?last=2").json()["steps"]] == ["step 3", "step 4"]
+    assert [s["revision_id"] for s in client.get(f"{path}?after=3").json()["steps"]] == [4, 5]
+    assert client.get(f"{path}?after=5").json() == {"rev": 5, "steps": []}
+    assert client.get("/api/v1/cases/case_0/labels/cube/steps").json() == {"rev": 0, "steps": []}
+
+
+def test_steps_are_stored_all_or_none(client) -> None:
+    assert post_steps(client, step("brush", (0, 1, 1)), step("brush", (SIZE - 1, 2, 1))).status_code == 422
+    assert ball_corner(client) == [0, 0, 0, 0, 0, 0]
+    assert post_steps(client, step("brush", (0, 1, 1))).json()["rev"] == 1
+    stale = post_steps(client, step("brush", (3, 1, 1)), step("brush", (4, 1, 1)))
+    assert (stale.status_code, stale.json()["current"]) == (412, 1)
+    assert ball_corner(client) == [1, 0, 0, 0, 0, 0]
+    assert client.post("/api/v1/cases/case_0/labels/ball/steps", json={"steps": [step("x", (0, 1, 1))]}).status_code == 428
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [],
+        [step("brush", (0, 1, 1))] * 201,
+        [step("", (0, 1, 1))],
+        [step("<img src=x>", (0, 1, 1))],
+        [step("brush", (0, 1, 1), kind="merge")],
+        [step("brush", (0, 1, 1), seconds=-1)],
+        [{"name": "brush", "runs": "not base64!"}],
+    ],
+    ids=["none", "too many", "unnamed", "markup", "unknown kind", "negative time", "not base64"],
+)
+def test_malformed_steps_are_refused(client, wrong: list[dict]) -> None:
+    assert post_steps(client, *wrong).status_code == 422
+    assert client.get("/api/v1/cases/case_0/labels/ball/steps").json()["rev"] == 0
+
+
+def test_small_bodies_that_unfold_to_gigabytes_are_refused(client) -> None:
+    """Each step is below the limit, all of them together are not; the zeros are no valid runs, so the sizes differ."""
+    many = np.zeros((1 << 20, 3), np.uint32)
+    many[:, 0], many[:, 1] = np.arange(1 << 20), 1
+    body = base64.b64encode(gzip.compress(many[:SIZE].tobytes())).decode()
+    steps = [{"name": "brush", "runs": body}] * 80  # 80 x 0.86 MB
+    answer = post_steps(client, *steps)
+    assert answer.status_code == 422
+    assert "allowed" in answer.json()["detail"]
+
+
+def test_the_draft_of_an_organ_stays(client) -> None:
+    before = voxels(client.get("/api/v1/cases/case_0/labels/ball"))
+    put(client, [(0, 4, 1)])
+    answer = client.get("/api/v1/cases/case_0/labels/ball/draft")
+    assert answer.headers["etag"] == '"0"'
+    np.testing.assert_array_equal(voxels(answer), before)
+
+
+# --- tools ---
+
+
+def test_a_proposal_changes_nothing_until_it_is_taken(client) -> None:
+    """The notch of the ball at PEAK is closed by growing within a box around it; the runs are then an ordinary step."""
+    path = "/api/v1/cases/case_0/labels/ball"
+    x, y, z = PEAK
+    box = [[x - 3, x + 4], [y - 3, y + 4], [z, z + 1]]
+    answer = client.post(f"{path}/propose", json={"tool": "grow", "mm": 3.1, "rev": 0, "box": box})
+    assert answer.status_code == 200, answer.text
+    runs = decode_runs(answer.content)
+    changed = np.zeros(SIZE, bool)
+    for start, length, value in runs:
+        changed[start : start + length] = value
+    inside = np.zeros(SHAPE, bool)
+    inside[x - 3 : x + 4, y - 3 : y + 4, z] = True
+    assert int(answer.headers["x-voxels"]) == changed.sum() > 0
+    assert not (changed.reshape(SHAPE, order="F") & ~inside).any()
+    assert client.get(path).headers["etag"] == '"0"'
+    assert put(client, runs.tolist()).json()["voxels"] == changed.sum()
+    stale = client.post(f"{path}/propose", json={"tool": "grow", "mm": 3, "rev": 0})
+    assert (stale.status_code, stale.json()["current"]) == (412, 1)
+
+
+def test_other_organs_are_protected_unless_told_otherwise(client) -> None:
+    """The cube begins 5 voxels of 1.5 mm beside the ball."""
+    body = {"tool": "grow", "mm": 10.0, "rev": 0, "box": [[38, 44], [24, 27], [11, 13]]}
+    path = "/api/v1/cases/case_0/labels/ball/propose"
+    cube = voxels(client.get("/api/v1/cases/case_0/labels/cube")).ravel(order="F") == 1
+    for protect in (True, False):
+        runs = decode_runs(client.post(path, json=body | {"protect": protect}).content)
+        taken = np.concatenate([np.arange(start, start + length) for start, length, _ in runs])
+        assert cube[taken].any() != protect
+
+
+def test_a_random_walker_finds_the_ball_in_the_image(client) -> None:
+    x, y, z = PEAK
+    body = {
+        "tool": "random_walker", "rev": 0, "box": [[15, 32], [18, 32], [11, 14]],
+        "foreground": [flat(25, 25, 12), flat(x, y, z)], "background": [flat(15, 18, 11)],
+    }  # fmt: skip
+    answer = client.post("/api/v1/cases/case_0/labels/ball/propose", json=body)
+    assert answer.status_code == 200, answer.text
+    put(client, decode_runs(answer.content).tolist())
+    assert voxels(client.get("/api/v1/cases/case_0/labels/ball"))[PEAK] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"tool": "dissolve"}, "dissolve"),
+        ({"tool": "grow", "mm": -1}, "greater than 0"),
+        ({"tool": "grow", "mm": 1, "box": [[0, 99], [0, 5], [0, 5]]}, "does not lie in a volume of 60 x 50 x 24"),
+        ({"tool": "random_walker", "foreground": [0], "background": [1], "box": [[0, 512], [0, 512], [0, 9]]}, "at most"),
+        ({"tool": "random_walker", "foreground": [0], "background": [0], "box": [[0, 9], [0, 9], [0, 9]]}, "scribbles"),
+        ({"tool": "random_walker", "foreground": [SIZE], "background": [0], "box": [[0, 9], [0, 9], [0, 9]]}, "beyond"),
+    ],
+)
+def test_what_a_tool_cannot_do_is_said(client, body: dict, message: str) -> None:
+    answer = client.post("/api/v1/cases/case_0/labels/ball/propose", json={"rev": 0} | body)
+    assert answer.status_code == 422
+    assert message in answer.text
+
+
+# --- time and comments ---
+
+
+def test_time_goes_to_organs_and_components(client) -> None:
+    spent = [{"organ": "ball", "component": 1, "seconds": 4}, {"organ": None, "component": None, "seconds": 2}]
+    assert client.post("/api/v1/cases/case_0/time", json={"entries": spent}).status_code == 204
+    post_steps(client, step("brush", (0, 1, 1), seconds=10, component=1))
+    assert client.post("/api/v1/cases/case_0/submit", json={"seconds": 1}).json()["seconds"] == 17
+    assert client.post("/api/v1/cases/case_1/time", json={"entries": [{"organ": "x", "seconds": 1}]}).status_code == 404
+    assert client.post("/api/v1/cases/case_1/time", json={"entries": [{"organ": "ball", "seconds": -1}]}).status_code == 422
+
+
+def test_comments_and_reasons_are_one_conversation(client) -> None:
+    path = "/api/v1/cases/case_0/comments"
+    assert client.get(path).json() == {"comments": []}
+    assert client.post(path, json={"text": "is this a second lobe?"}).status_code == 204
+    client.post("/api/v1/cases/case_0/flag", json={"note": "ask somebody"}).raise_for_status()
+    told = client.get(path).json()["comments"]
+    assert [(c["user"], c["action"], c["text"]) for c in told] == [
+        ("annotator", "comment", "is this a second lobe?"),
+        ("annotator", "flag", "ask somebody"),
+    ]
+    assert client.post(path, json={"text": ""}).status_code == 422
+
+
+def test_what_comes_next_can_be_fetched_ahead(client) -> None:
+    assert client.get("/api/v1/cases/peek").json() == {"case_id": "case_1"}  # case_0 is held
+    assert client.get("/api/v1/cases").json()["items"][1]["state"] == "waiting"
+    for case_id in ("case_0", "case_1", "case_2"):
+        client.post(f"/api/v1/cases/{case_id}/lease").raise_for_status()
+        client.post(f"/api/v1/cases/{case_id}/submit", json={}).raise_for_status()
+    assert client.get("/api/v1/cases/peek").status_code == 204
 
 
 # --- the queue ---
