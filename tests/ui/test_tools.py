@@ -145,7 +145,7 @@ def test_a_random_walker_stops_at_a_step_in_hu() -> None:
     image += np.random.default_rng(0).integers(-5, 5, image.shape).astype(np.int16)
     flat = {name: int(np.ravel_multi_index(at, image.shape, order="F")) for name, at in (("in", (5, 5, 1)), ("out", (0, 0, 1)))}
     told = {"foreground": [flat["in"]], "background": [flat["out"]], "box": [[0, 12], [0, 12], [0, 3]]}
-    result = run(np.zeros(image.shape, bool), image=image, tool="random_walker", **told)
+    result = run(np.zeros(image.shape, bool), (3, 3, 3), image=image, tool="random_walker", **told)
     assert result == shown(image > 100)
 
 
