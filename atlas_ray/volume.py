@@ -6,9 +6,11 @@ Conventions: arrays are [X, Y, Z] as nibabel gives them; affines map voxel index
 direction in which each array axis grows, so in RAS a smaller first index is the patient's LEFT. Spacing is in mm, in array order.
 """
 
+import io
 import math
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import nibabel.spatialimages
 import nibabel.wrapstruct
 import numpy as np
 import numpy.typing as npt
-from isal import igzip, igzip_lib
+from isal import igzip, igzip_lib, isal_zlib
 
 from atlas_ray.exceptions import CaseError, GeometryError
 from atlas_ray.schema import IntTriple, Triple
@@ -29,7 +31,11 @@ Array = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]  # [4, 4]
 
 GZIP_LEVEL = 1  # isal's fastest: labels shrink as well as at zlib 6, CT to within 3 %
-NIFTI_KINDS = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}  # by the header's first field, its own size in bytes
+PIECE = 2**20  # bytes read or written at a time; stays in the processor's cache
+DEFLATE_LIMIT = 1032  # no deflate stream unfolds to more times its size
+LARGEST_HEADER = 2**26  # bytes, extensions included
+LARGEST_SURPLUS = 2**20  # bytes after the last voxel; some writers pad
+NIFTI_KINDS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}  # by the header's first field, its own size in bytes
 HEADER_ERRORS = (
     nibabel.filebasedimages.ImageFileError,
     nibabel.spatialimages.HeaderDataError,
@@ -207,61 +213,109 @@ def read_volume(path: str | Path, *, series_uid: str | None = None) -> Volume:
         series_uid: which SeriesInstanceUID, where a folder holds several.
 
     Raises:
-        CaseError: unreadable, truncated or not three-dimensional.
+        CaseError: unreadable, truncated, larger than its header says, or not three-dimensional.
         GeometryError: no usable geometry.
     """
     path = Path(path)
     if path.is_dir():
         return _read_dicom(path, series_uid)
-    image, size = _open_nifti(path)
-    if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]) or min(image.shape) < 1:
-        raise CaseError(f"{path} has shape {image.shape}; three dimensions are allowed")
-    header = image.header
-    if header.get_data_dtype().kind not in "iuf":
-        raise CaseError(f"{path} holds {header.get_data_dtype()}; integers and floats are allowed")
-    needed = int(image.dataobj.offset) + math.prod(map(int, image.shape)) * int(header.get_data_dtype().itemsize)
-    if size < needed:
-        raise CaseError(f"{path} is truncated: {size} bytes after decompression, {needed} needed for shape {image.shape}")
-    affine = _affine_of(path, header)
-    return Volume(_voxels(image.dataobj).reshape(image.shape[:3]), affine, header)
-
-
-def _voxels(stored: Any) -> Array:
-    """As stored where it is not scaled, so that int16 stays int16; float32 where it is, or is wider. In the machine's byte order,
-    because torch reads no other."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit float32 becomes infinite, and is found as such
-        if (stored.slope, stored.inter) != (1, 0):
-            return np.asarray(stored.__array__(np.float32))
-        voxels: Array = stored.get_unscaled()
-        wide = voxels.dtype.kind == "f" and voxels.dtype.itemsize > 4
-        return voxels.astype(np.float32 if wide else voxels.dtype.newbyteorder("="), copy=False)
-
-
-def _open_nifti(path: Path) -> tuple[Any, int]:
-    """The image, its voxels not yet read, and the file's size in bytes after decompression."""
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = igzip.decompress(data)
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        most = path.stat().st_size * (DEFLATE_LIMIT if zipped else 1)
+        with igzip.open(path, "rb") if zipped else path.open("rb") as stream:
+            header = _read_header(path, stream)
+            affine = _affine_of(path, header)
+            return Volume(_read_voxels(path, stream, header, most), affine, header)
     except (OSError, EOFError, zlib.error, igzip_lib.IsalError) as error:  # type: ignore[misc]  # isal's stub has the class as a value
         raise CaseError(f"{path} cannot be read: {error or type(error).__name__}") from error
-    sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
-    kinds = [kind for size, kind in NIFTI_KINDS.items() if size in sizes]
-    if not kinds:
-        raise CaseError(f"{path} is not a NIfTI file ({len(data)} bytes after decompression)")
+
+
+def _read_header(path: Path, stream: io.BufferedIOBase) -> Any:
+    """The NIfTI header and its extensions; the stream is left at the first voxel."""
+    head = stream.read(min(NIFTI_KINDS))
+    sizes = {int.from_bytes(head[:4], order) for order in ("little", "big")} & NIFTI_KINDS.keys()
+    if not sizes:
+        raise CaseError(f"{path} is not a NIfTI file: its first {len(head)} bytes are no header")
+    (size,) = sizes
+    head += stream.read(size - len(head))
     try:
         with np.errstate(all="ignore"):
-            return kinds[0].from_bytes(data), len(data)
+            start = NIFTI_KINDS[size](head).get_data_offset()
+            if not size <= start <= LARGEST_HEADER:
+                raise ValueError(f"its voxels start at byte {start}; {size} to {LARGEST_HEADER} are allowed")
+            return NIFTI_KINDS[size].from_fileobj(io.BytesIO(head + stream.read(start - size)))
     except HEADER_ERRORS as error:
-        raise CaseError(f"{path} has no valid NIfTI header or quaternion: {error}") from error
+        raise CaseError(f"{path} has no valid NIfTI header: {error}") from error
+
+
+def _read_voxels(path: Path, stream: io.BufferedIOBase, header: Any, most: int) -> Array:
+    """As stored where it is not scaled, so that int16 stays int16; float32 where it is, or is wider. In the machine's byte order,
+    because torch reads no other.
+
+    Args:
+        most: bytes that the file can hold after decompression.
+    """
+    try:
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        slope, intercept = header.get_slope_inter()
+    except HEADER_ERRORS as error:
+        raise CaseError(f"{path} has no valid NIfTI header: {error}") from error
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]) or min(shape) < 1:
+        raise CaseError(f"{path} has shape {shape}; three dimensions are allowed")
+    if dtype.kind not in "iuf":
+        raise CaseError(f"{path} holds {dtype}; integers and floats are allowed")
+    stored = _read_exactly(path, stream, math.prod(map(int, shape)) * int(dtype.itemsize), header.get_data_offset(), most)
+    voxels: Array = stored.view(dtype).reshape(shape[:3], order="F")
+    scaled = slope is not None and (slope, intercept) != (1, 0)
+    wide = dtype.kind == "f" and dtype.itemsize > 4
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit float32 becomes infinite, and is found as such
+        voxels = voxels.astype(np.float32 if scaled or wide else dtype.newbyteorder("="), copy=False)
+        if scaled:
+            voxels *= np.float32(slope)
+            voxels += np.float32(intercept)
+    return voxels
+
+
+def _read_exactly(path: Path, stream: io.BufferedIOBase, size: int, start: int, most: int) -> npt.NDArray[np.uint8]:
+    """The stream's next `size` bytes, written once. What follows is checked too: a gzip file ends with its checksum.
+
+    Args:
+        start: bytes read before.
+        most: bytes that the file can hold after decompression; nothing is allocated for more.
+
+    Raises:
+        CaseError: the file holds less, or so much more that its header cannot be true.
+    """
+    if start + size > most:
+        raise CaseError(f"{path} is truncated: {most} bytes at most after decompression, {start + size} needed")
+    data = np.empty(size, np.uint8)
+    done = 0
+    while done < size:
+        count = stream.readinto(data[done : done + PIECE].data)
+        if not count:
+            raise CaseError(f"{path} is truncated: {start + done} bytes after decompression, {start + size} needed")
+        done += count
+    surplus = 0
+    while piece := stream.read(PIECE):
+        surplus += len(piece)
+        if surplus > LARGEST_SURPLUS:
+            raise CaseError(
+                f"{path} unfolds to more than {start + size + surplus} bytes, its header promises {start + size}; "
+                f"{LARGEST_SURPLUS} more are allowed"
+            )
+    return data
 
 
 def _affine_of(path: Path, header: Any) -> Affine:
-    """Of the form that holds: the sform, or else the qform. Raises GeometryError where it is missing or no geometry."""
+    """Of the form that holds: the sform, or else the qform. Raises CaseError where it is missing or no geometry."""
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         raise GeometryError(f"{path} has no geometry: sform_code and qform_code are both 0")
     with np.errstate(all="ignore"):
-        affine = np.asarray(header.get_best_affine(), np.float64)
+        try:
+            affine = np.asarray(header.get_best_affine(), np.float64)
+        except HEADER_ERRORS as error:
+            raise CaseError(f"{path} has no valid quaternion: {error}") from error
         usable = np.isfinite(affine).all() and np.abs(affine).max() < FARTHEST_MM and None not in nibabel.aff2axcodes(affine)
     if not usable or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         raise GeometryError(f"{path} has an affine that is no grid in mm: {affine[:3].tolist()}")
@@ -283,20 +337,48 @@ def form_disagreement_mm(volume: Volume) -> float:
 
 def nifti_bytes(volume: Volume) -> bytes:
     """The volume as a .nii.gz file's bytes, on the exact grid and header it was read with (scaling dropped: the voxels
-    are what they are). Booleans are stored as uint8."""
-    voxels = volume.voxels.astype(np.uint8) if volume.voxels.dtype == bool else volume.voxels
+    are what they are). Booleans are stored as uint8. Fastest where the voxels lie in file order, first axis fastest."""
+    return b"".join(_compressed(volume))
+
+
+def _compressed(volume: Volume) -> Iterator[bytes]:
+    """Parts of the .nii.gz file. The gzip header bears no time, so that the same volume is the same bytes."""
+    packer = isal_zlib.compressobj(GZIP_LEVEL, wbits=16 + isal_zlib.MAX_WBITS)
+    for part in _file_parts(volume):
+        yield packer.compress(part)
+    yield packer.flush()
+
+
+def _file_parts(volume: Volume) -> Iterator[bytes | memoryview]:
+    """Header, extensions, then the voxels a few slices at a time; not copied where they lie in file order."""
+    voxels = volume.voxels.view(np.uint8) if volume.voxels.dtype == bool else volume.voxels
+    header = _header_for(volume, voxels)
+    head = io.BytesIO()
+    header.write_to(head)
+    yield head.getvalue().ljust(header.get_data_offset(), b"\0")
+    step = max(1, PIECE * voxels.shape[2] // max(1, voxels.nbytes))
+    for z in range(0, voxels.shape[2], step):
+        slices = voxels[:, :, z : z + step].astype(header.get_data_dtype(), copy=False)
+        yield np.ascontiguousarray(slices.T).reshape(-1).view(np.uint8).data
+
+
+def _header_for(volume: Volume, voxels: Array) -> Any:
+    """The header a volume was read with, or a new one from its affine, for these voxels as they are."""
     if volume.header is not None:
         header = volume.header.copy()
-        kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
-        image = kind(voxels, None, header=header)
     else:
-        image = nibabel.Nifti1Image(voxels, volume.affine)
-        image.header.set_sform(volume.affine, code=1)
-        image.header.set_qform(volume.affine, code=0 if _is_sheared(volume.affine) else 1)
-        image.header.set_xyzt_units("mm")
-    image.header.set_data_dtype(voxels.dtype)
-    image.header.set_slope_inter(1, 0)
-    return bytes(igzip.compress(image.to_bytes(), compresslevel=GZIP_LEVEL, mtime=0))
+        header = nibabel.Nifti1Header()
+        header.set_sform(volume.affine, code=1)
+        header.set_xyzt_units("mm")
+    if header.get_data_shape() != voxels.shape:  # setting it resets what the header says of further axes
+        header.set_data_shape(voxels.shape)
+    header.set_data_dtype(voxels.dtype)
+    if volume.header is None:  # sets pixdim, which needs the shape
+        header.set_qform(volume.affine, code=0 if _is_sheared(volume.affine) else 1)
+    header["magic"] = header.single_magic
+    header.set_data_offset(0)  # found anew: the extensions say where
+    header.set_slope_inter(1, 0)
+    return header
 
 
 def header_bytes(volume: Volume) -> bytes:
@@ -324,7 +406,7 @@ def write_volume(path: str | Path, volume: Volume) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
-        file.write(nifti_bytes(volume))
+        file.writelines(_compressed(volume))
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

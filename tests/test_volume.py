@@ -311,7 +311,7 @@ def with_field(path: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "error", "match"),
     [
-        ({"sform_code": 0, "qform_code": 1, "quatern_b": 3}, CaseError, "no valid NIfTI header or quaternion"),
+        ({"sform_code": 0, "qform_code": 1, "quatern_b": 3}, CaseError, "no valid quaternion"),
         ({"srow_x": 0}, GeometryError, "no grid in mm"),
         ({"srow_x": np.nan}, GeometryError, "no grid in mm"),
         ({"srow_x": [1, 0, 0, 1e20]}, GeometryError, "no grid in mm"),
@@ -368,6 +368,43 @@ def test_a_truncated_nii_is_a_bad_case(kind: Any, keep: int, tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CaseError, match=r"ct\.nii"):
         read_volume(path)
+
+
+def zeros_behind(path: Path, count: int) -> Path:
+    """A whole file of 472 bytes, and as many zeros behind its voxels as no header promises."""
+    path.write_bytes(gzip.compress(nibabel.Nifti1Image(numbered(), AFFINE).to_bytes() + bytes(count)))
+    return path
+
+
+def test_a_file_that_unfolds_to_far_more_than_its_header_promises_is_a_bad_case(tmp_path: Path) -> None:
+    path = zeros_behind(tmp_path / "bomb.nii.gz", 100_000_000)
+    assert path.stat().st_size < 200_000
+    with pytest.raises(CaseError, match=r"unfolds to more than \d{7} bytes, its header promises 472;"):
+        read_volume(path)
+
+
+def test_some_padding_behind_the_voxels_is_passed_over(tmp_path: Path) -> None:
+    assert np.array_equal(read_volume(zeros_behind(tmp_path / "padded.nii.gz", 4096)).voxels, numbered())
+
+
+def test_a_small_file_that_promises_much_is_a_bad_case_before_memory_is_taken(tmp_path: Path) -> None:
+    path = with_field(tmp_path / "ct.nii", dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])
+    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(CaseError, match=r"truncated: \d{6} bytes at most after decompression, 70362\d{9} needed"):
+        read_volume(tmp_path / "ct.nii.gz")
+
+
+@pytest.mark.parametrize("cut", [1, 351, 352, 400])
+def test_a_gzip_of_several_members_is_one_file(cut: int, tmp_path: Path) -> None:
+    whole = nibabel.Nifti1Image(numbered(), AFFINE).to_bytes()
+    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(whole[:cut]) + gzip.compress(whole[cut:]))
+    assert np.array_equal(read_volume(tmp_path / "ct.nii.gz").voxels, numbered())
+
+
+@pytest.mark.parametrize("offset", [0, 100, 1e9, -1, np.nan, np.inf])
+def test_voxels_that_start_nowhere_are_a_bad_case(offset: float, tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match="no valid NIfTI header"):
+        read_volume(with_field(tmp_path / "ct.nii", vox_offset=offset, magic=b"ni1"))
 
 
 def test_what_is_no_file_or_no_nifti_is_a_bad_case(tmp_path: Path) -> None:
@@ -470,8 +507,30 @@ def test_a_written_file_needs_no_folder_and_leaves_no_trace(tmp_path: Path) -> N
 
 
 def test_the_same_volume_gives_the_same_bytes() -> None:
-    volume = Volume(numbered(), AFFINE)
-    assert nifti_bytes(volume) == nifti_bytes(volume)
+    data = nifti_bytes(Volume(numbered(), AFFINE))
+    assert data[4:8] == bytes(4)  # the gzip header's time stamp
+    assert nifti_bytes(Volume(np.asfortranarray(numbered()), AFFINE)) == data
+    assert nifti_bytes(Volume(numbered()[::-1, :, ::-1][::-1, :, ::-1], AFFINE)) == data
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_file_is_byte_for_byte_what_nibabel_writes(dtype: Any) -> None:
+    voxels = np.random.default_rng(0).integers(0, 99, (300, 200, 15)).astype(dtype)  # more than one piece
+    image = nibabel.Nifti1Image(voxels, AFFINE)
+    image.header.set_sform(AFFINE, 1)
+    image.header.set_qform(AFFINE, 1)
+    image.header.set_xyzt_units("mm")
+    image.header.set_slope_inter(1, 0)
+    assert gzip.decompress(nifti_bytes(Volume(voxels, AFFINE))) == image.to_bytes()
+
+
+@pytest.mark.parametrize("endianness", ["<", ">"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_with_a_header_of_its_own_too(kind: Any, endianness: str, tmp_path: Path) -> None:
+    image = decorated(kind, endianness)
+    (tmp_path / "ct.nii").write_bytes(image.to_bytes())
+    image.header.set_slope_inter(1, 0)
+    assert gzip.decompress(nifti_bytes(read_volume(tmp_path / "ct.nii"))) == image.to_bytes()
 
 
 # --- DICOM ----------------------------------------------------------------------------------------------------------
