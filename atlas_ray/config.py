@@ -109,6 +109,8 @@ class Campaign(Schema):
         for section in ("training", "finetuning"):
             if unknown := sorted(set(getattr(self, section).per_architecture) - set(names)):
                 raise ValueError(f"{section}.per_architecture names {unknown}; the campaign has {names}")
+        if unknown := sorted(set(self.inference.architectures) - set(names)):
+            raise ValueError(f"inference names {unknown} in overlaps or coarse; the campaign has {names}")
         return self
 
     @property

@@ -107,6 +107,12 @@ def test_a_pace_for_an_architecture_the_campaign_lacks_is_refused(tmp_path: Path
     assert "training.per_architecture names ['swin_unetr']; the campaign has ['nnunet', 'unet']" in message
 
 
+@pytest.mark.parametrize("inference", [{"overlaps": {"swin_unetr": 0.25}}, {"coarse": {"architecture": "swin_unetr"}}])
+def test_an_inference_by_an_architecture_the_campaign_lacks_is_refused(tmp_path: Path, inference: dict[str, Any]) -> None:
+    message = refusal(write(tmp_path, inference={"window": [16, 16, 16], **inference}))
+    assert "inference names ['swin_unetr'] in overlaps or coarse; the campaign has ['nnunet', 'unet']" in message
+
+
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     message = refusal(tmp_path / "absent.yaml")
     assert "absent.yaml" in message

@@ -36,7 +36,7 @@ from atlas_ray.organs import LabelMap
 from atlas_ray.records import AttentionComponent, Case, OrganScores, Quarantined
 from atlas_ray.schema import IntTriple, Triple
 from atlas_ray.segmentation.checkpoints import load_network
-from atlas_ray.segmentation.inference import normalize, predict_probabilities
+from atlas_ray.segmentation.inference import plain_forward, predict_ensemble
 from atlas_ray.segmentation.pseudo_labels import clean_label_map, label_map, native_slabs, support
 from atlas_ray.volume import Volume, header_bytes, header_from_bytes, nifti_bytes, read_volume, reorient
 from atlas_ray.workspace import (
@@ -222,10 +222,10 @@ class Ensemble:
         if self.device.type == "cpu":
             torch.set_num_threads(self.campaign.cluster.cpus_per_actor)
         workspace = self.campaign.open_workspace()
-        self.networks, self.checkpoints = [], {}
+        self.members, self.checkpoints = {}, {}
         for name in self.campaign.architecture_names:
             network, _, sha256, _ = load_network(workspace.checkpoint(round_index, name), self.organs.names)
-            self.networks.append(network.to(self.device).eval())
+            self.members[name] = plain_forward(network.to(self.device).eval(), self.campaign.inference, self.device)
             self.checkpoints[name] = sha256
 
     def __call__(self, row: Row) -> Row:
@@ -262,9 +262,15 @@ class Ensemble:
         campaign, organs = self.campaign, self.organs
         ras_shape = reorient(grid).shape
         with torch.inference_mode():
-            probabilities = predict_probabilities(
-                self.networks, normalize(image, campaign.preprocessing.window_hu), campaign.inference, self.device
+            prediction = predict_ensemble(
+                self.members,
+                image,
+                campaign.inference,
+                window_hu=campaign.preprocessing.window_hu,
+                spacing=campaign.preprocessing.spacing,
+                device=self.device,
             )
+            probabilities = torch.from_numpy(prediction.bytes_MKXYZ).to(self.device).half() / 255
             counted = support(probabilities, campaign.pseudo_labels)
             native = self._on_native_grid(probabilities, counted, case, ras_shape, _ras_spacing(grid))
         to_image = _Turner(grid, ras_shape)
@@ -321,7 +327,7 @@ class Ensemble:
     ) -> "_Native":
         """Labels and attention on the image's own grid (in RAS), slab by slab."""
         campaign, organs = self.campaign, self.organs
-        native = _Native.empty(ras_shape, len(organs), len(self.networks))
+        native = _Native.empty(ras_shape, len(organs), len(self.members))
         threshold = campaign.pseudo_labels.threshold
         halo = campaign.attention.halo(spacing)[2]
         for slab in native_slabs(probabilities, counted, ras_shape, halo=halo):

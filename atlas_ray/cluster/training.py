@@ -25,7 +25,7 @@ from atlas_ray.organs import Organs
 from atlas_ray.schema import Schema
 from atlas_ray.segmentation.architectures import Architecture, start_from_prior
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, load_into, read_checkpoint, save_checkpoint
-from atlas_ray.segmentation.inference import Inference, normalize, predict_probabilities
+from atlas_ray.segmentation.inference import Inference, normalize, plain_forward, predict_ensemble
 from atlas_ray.segmentation.losses import partial_label_loss
 from atlas_ray.segmentation.metrics import mean_organ_dice, mean_over_organs, organ_dice
 from atlas_ray.segmentation.precision import uses_bfloat16
@@ -303,10 +303,20 @@ class _Loop:
 
     def _case_dice(self, case: TrainingCase) -> dict[str, float | None]:
         """Dice at the networks' spacing of the organs this case has ground truth for."""
+        import torch
+
         cached = _open(case, self.plan.organs)
         self.bare.eval()
-        image = normalize(cached.image, self.plan.preprocessing.window_hu)
-        probabilities = predict_probabilities([self.bare], image, self.plan.inference, self.device)[0]
+        settings = self.plan.inference.model_copy(update={"coarse": None})  # one network has nobody to look first
+        predicted = predict_ensemble(
+            {self.plan.architecture.architecture: plain_forward(self.bare, settings, self.device)},
+            np.asarray(cached.image),
+            settings,
+            window_hu=self.plan.preprocessing.window_hu,
+            spacing=self.plan.preprocessing.spacing,
+            device=self.device,
+        )
+        probabilities = torch.from_numpy(predicted.bytes_MKXYZ[0]).float() / 255
         prediction = label_map(probabilities, self.plan.organs, self.plan.pseudo_labels.threshold)
         scores = organ_dice(prediction, np.asarray(cached.label), self.plan.organs)
         return {name: value for name, value in scores.items() if name in case.known_organs}

@@ -3,35 +3,75 @@
 Axis letters: M architectures, K organs, X Y Z.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import logging
+import mmap
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from atlas_ray.schema import IntTriple, Schema
+from atlas_ray.schema import IntTriple, Schema, Triple
+from atlas_ray.segmentation.coarse import Coarse, Region, cut_off, find_region
 from atlas_ray.segmentation.precision import Precision, uses_bfloat16
+from atlas_ray.segmentation.windows import Windows, slide
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
+Overlap = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Inference(Schema):
-    """How windows slide over a volume. Defaults are the paper's (96^3, overlap 0.75, Gaussian weights).
+    """How windows slide over a volume. Windows of 96^3 and Gaussian weights are the paper's, its overlap is 0.75.
 
     Args:
         window: voxels per axis at the networks' spacing.
-        overlap: share of a window that the next one covers again.
+        overlap: share of a window that the next one covers again, at least.
+        overlaps: architecture -> an overlap of its own.
         batch: windows per forward pass. A network whose norm uses batch statistics needs 1 (paper-algorithm a.11).
-        precision: "bfloat16" runs the convolutions in half the bits; the averaging stays in float32.
+        precision: of the networks ("auto": bfloat16 where the machine has units for it); sums are float32.
+        coarse: a quick look first, then only the organs' box; None predicts the whole volume.
+        memory_gb: a larger result lies in a file that is mapped into memory.
     """
 
     window: IntTriple = (96, 96, 96)
-    overlap: float = Field(default=0.75, ge=0, lt=1)
+    overlap: Overlap = 0.5
+    overlaps: dict[str, Overlap] = Field(default_factory=dict)
     batch: PositiveInt = 1
     precision: Precision = "auto"
+    coarse: Coarse | None = None
+    memory_gb: NonNegativeFloat = 2.0
+
+    def overlap_of(self, architecture: str) -> float:
+        """The overlap one architecture is run with."""
+        return self.overlaps.get(architecture, self.overlap)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Every architecture that is named here."""
+        return (*self.overlaps, *((self.coarse.architecture,) if self.coarse else ()))
+
+
+@dataclass(frozen=True, slots=True)
+class EnsemblePrediction:
+    """What the members say of one volume.
+
+    Args:
+        bytes_MKXYZ: round(255 * probability). In memory Z is the slowest axis of the three and X the fastest, so that a slice along
+            Z lies together: that is how they are made and read, and how a mapped file wants them.
+        region: what was predicted; outside of it every probability is 0.
+    """
+
+    bytes_MKXYZ: npt.NDArray[np.uint8]
+    region: Region
 
 
 def normalize(hu: npt.NDArray[np.generic], window_hu: tuple[float, float]) -> npt.NDArray[np.float32]:
@@ -41,46 +81,119 @@ def normalize(hu: npt.NDArray[np.generic], window_hu: tuple[float, float]) -> np
     return np.asarray((clipped - low) / (high - low), np.float32)
 
 
-def predict_probabilities(
-    networks: "Sequence[nn.Module]", image_XYZ: npt.NDArray[np.float32], settings: Inference, device: "torch.device | str"
-) -> "Tensor":
-    """Sigmoid probabilities of every network.
-
-    Args:
-        networks: in eval mode, on `device`, all with K output channels.
-        image_XYZ: normalized CT in RAS at the networks' spacing.
-
-    Returns:
-        probabilities_MKXYZ, float16 on `device`. The full-size accumulator of one network in float32 is the largest thing held.
-    """
+def plain_forward(network: "nn.Module", settings: Inference, device: "torch.device | str") -> "Callable[[Tensor], Tensor]":
+    """A network in eval mode as a member of an ensemble: channels last, in the settings' precision."""
     import torch
 
-    image = torch.from_numpy(np.ascontiguousarray(image_XYZ))[None, None].to(device)
-    result = None
-    for index, network in enumerate(networks):
-        probabilities_KXYZ = _slide(network, image, settings)
-        if result is None:
-            result = torch.empty((len(networks), *probabilities_KXYZ.shape), dtype=torch.float16, device=device)
-        result[index] = probabilities_KXYZ
-    assert result is not None  # callers always have a network
-    return result
-
-
-def _slide(network: "nn.Module", image: "Tensor", settings: Inference) -> "Tensor":
-    import torch
-    from monai.inferers.utils import sliding_window_inference
-
-    bfloat16 = uses_bfloat16(settings.precision, image.device)
+    bfloat16 = uses_bfloat16(settings.precision, device)
 
     def forward(windows: "Tensor") -> "Tensor":
         windows = windows.contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bfloat16):
             logits: Tensor = network(windows)
-        return logits.float()
+        return logits
 
+    return forward
+
+
+def predict_ensemble(
+    members: "Mapping[str, Callable[[Tensor], Tensor]]",
+    image_XYZ: npt.NDArray[np.int16],
+    settings: Inference,
+    *,
+    window_hu: tuple[float, float],
+    spacing: Triple,
+    device: "torch.device | str",
+    scratch_dir: Path | None = None,
+) -> EnsemblePrediction:
+    """Sigmoid probabilities of every member, as bytes.
+
+    Members take turns, each over the whole volume: one band of sums is held instead of one per member, and cutting a window anew
+    costs a thousandth of what a network does with it.
+
+    Args:
+        members: architecture -> windows [B, 1, *window] on `device` to logits [B, K, *window].
+        image_XYZ: CT in RAS at the networks' spacing, HU.
+        window_hu: HU that become 0 and 1.
+        spacing: mm per voxel.
+        device: of the networks.
+        scratch_dir: where a result above `memory_gb` gets its file, which vanishes with the array. None is the system's temporary
+            folder; one that is itself in memory saves nothing.
+    """
+    import torch
+
+    run = partial(_predict, image_XYZ, window_hu=window_hu, device=device, scratch_dir=scratch_dir)
+    whole = Region.whole(image_XYZ.shape)
     with torch.inference_mode():
-        logits = sliding_window_inference(
-            image, settings.window, settings.batch, forward, overlap=settings.overlap, mode="gaussian"
-        )
-        assert isinstance(logits, torch.Tensor)  # one input, one output
-        return logits[0].sigmoid_()
+        if (coarse := settings.coarse) is None:
+            return EnsemblePrediction(run(members, settings, whole), whole)
+        look = settings.model_copy(update={"overlap": coarse.overlap, "overlaps": {}})
+        seen = run({coarse.architecture: members[coarse.architecture]}, look, whole)[0]
+        region = find_region(seen, coarse, spacing=spacing, least=settings.window)
+        del seen  # before the next one is made
+        result = run(members, settings, region)
+        if not region.why_whole and (why := cut_off(result, region.box, coarse)):
+            del result
+            region = Region.whole(image_XYZ.shape, why)
+            result = run(members, settings, region)
+    log.info(
+        "coarse pass: %s",
+        f"the whole volume, {region.why_whole}" if region.why_whole else f"box {_edges(region)} of {image_XYZ.shape}",
+    )
+    return EnsemblePrediction(result, region)
+
+
+def _predict(
+    image_XYZ: npt.NDArray[np.int16],
+    members: "Mapping[str, Callable[[Tensor], Tensor]]",
+    settings: Inference,
+    region: Region,
+    *,
+    window_hu: tuple[float, float],
+    device: "torch.device | str",
+    scratch_dir: Path | None,
+) -> npt.NDArray[np.uint8]:
+    """bytes_MKXYZ over the whole volume, predicted inside the region."""
+    import torch
+
+    x, y, z = region.box
+    image = image_XYZ[region.box]
+    result: _Bytes | None = None
+    for m, (name, forward) in enumerate(members.items()):
+        windows = Windows.over(image.shape, settings.window, settings.overlap_of(name))
+        sums = slide(forward, image, windows, prepare=partial(normalize, window_hu=window_hu), batch=settings.batch, device=device)
+        for slices, logits_KXYZ in sums:
+            if result is None:
+                result = _Bytes((len(members), len(logits_KXYZ), *image_XYZ.shape), settings.memory_gb, scratch_dir)
+            done = slice(z.start + slices.start, z.start + slices.stop)
+            made = logits_KXYZ.sigmoid_().mul_(255).round_().to(torch.uint8)
+            torch.from_numpy(result.array_MKXYZ[m, :, x, y, done]).copy_(made)
+            result.release()
+    assert result is not None  # there is always a member
+    return result.array_MKXYZ
+
+
+class _Bytes:
+    """Zeros [M, K, X, Y, Z] with Z slowest, in memory or in a nameless file mapped into it."""
+
+    def __init__(self, shape: tuple[int, ...], memory_gb: float, scratch_dir: Path | None) -> None:
+        *channels, nx, ny, nz = shape
+        size = int(np.prod(shape))
+        self._pages: mmap.mmap | None = None
+        if size <= memory_gb * 2**30:
+            flat = np.zeros(size, np.uint8)
+        else:
+            with tempfile.TemporaryFile(dir=scratch_dir) as file:  # the mapping outlives the name and the handle
+                file.truncate(size)
+                self._pages = mmap.mmap(file.fileno(), size)
+            flat = np.frombuffer(self._pages, np.uint8)
+        self.array_MKXYZ = flat.reshape(*channels, nz, ny, nx).swapaxes(-1, -3)
+
+    def release(self) -> None:
+        """Let go of the pages written so far: the file has them, this process need not hold them."""
+        if self._pages is not None:
+            self._pages.madvise(mmap.MADV_DONTNEED)
+
+
+def _edges(region: Region) -> str:
+    return " x ".join(f"{extent.start}:{extent.stop}" for extent in region.box)

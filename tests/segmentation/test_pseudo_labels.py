@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from atlas_ray.organs import load_organs
-from atlas_ray.segmentation.inference import Inference, normalize, predict_probabilities
 from atlas_ray.segmentation.pseudo_labels import PseudoLabels, clean_label_map, keep_largest, label_map, native_slabs, support
 
 ORGANS = load_organs("abdomenatlas_1_0")
@@ -57,26 +56,3 @@ def test_the_same_grid_is_left_as_it_is() -> None:
     p = probabilities((1, 2, 4, 5, 6))
     (slab,) = native_slabs(p, p > 0.5, (4, 5, 6), halo=0, memory_mb=1e6)
     assert torch.allclose(slab.probabilities_MKXYZ, p.float(), atol=1e-6)
-
-
-class BrightIsOrgan(torch.nn.Module):
-    """A network with a known answer: logit 8 where the image is above one half, -8 elsewhere, for two organs of opposite sign."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        sign = torch.where(x > 0.5, 8.0, -8.0)
-        return torch.cat([sign, -sign], dim=1)
-
-
-def test_windows_put_together_are_the_image() -> None:
-    image = np.random.default_rng(0).random((20, 33, 17), np.float32)
-    settings = Inference(window=(16, 16, 16), overlap=0.5, batch=3, precision="float32")
-    p = predict_probabilities([BrightIsOrgan(), BrightIsOrgan()], image, settings, "cpu")
-    assert p.shape == (2, 2, 20, 33, 17)
-    assert p.dtype == torch.float16
-    assert np.array_equal(p[0, 0].numpy() > 0.5, image > 0.5)
-    assert np.array_equal(p[1, 1].numpy() > 0.5, image <= 0.5)
-
-
-def test_hounsfield_units_are_clipped_to_the_window() -> None:
-    hu = np.array([-3024, -175, 37.5, 250, 3000])
-    assert normalize(hu, (-175, 250)).tolist() == [0, 0, 0.5, 1, 1]
