@@ -9,6 +9,7 @@
     ├── CheckpointError                  weights that do not fit or do not load
     ├── RevisionError                    an edit that cannot be applied
     │   └── RevisionConflict             the organ has moved on since        (annotation/revisions.py)
+    ├── AccountError                     a user or token that cannot be as asked  (annotation/accounts.py)
     ├── QueueError                       no such work item                   (annotation/queue.py)
     │   └── LeaseError                   somebody else holds it
     └── WorkspaceError                   a file of the workspace is missing, locked or altered

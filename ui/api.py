@@ -7,6 +7,7 @@ Where a case is read twice, everybody gets their own reading; reviewers choose w
 """
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,15 +22,9 @@ from atlas_ray.annotation.revisions import MAX_RUN_BYTES, RUN_BYTES, RevisionCon
 from atlas_ray.exceptions import AtlasError, CaseError, LabelError, RevisionError, WorkspaceError
 from atlas_ray.records import RevisionKind
 from atlas_ray.schema import Schema
-from ui.login import current_user
+from ui.login import Principal, current_principal, current_role, current_user
 from ui.store import Record, Store
 from ui.tools import Tool, ToolError
-
-
-def current_role(request: Request) -> Role:
-    """What the gate lets the user do; without accounts everybody may do everything."""
-    return getattr(request.state, "role", "admin")
-
 
 User = Annotated[str, Depends(current_user)]
 UserRole = Annotated[Role, Depends(current_role)]
@@ -110,9 +105,9 @@ router = APIRouter(prefix="/api/v1")
 
 
 @router.get("/session")
-def session(store: Round, user: User) -> Record:
-    """Who is logged in, and which round is shown."""
-    return {"user": user, "round": store.round, "organs": list(store.organs.names)}
+def session(store: Round, user: Annotated[Principal, Depends(current_principal)]) -> Record:
+    """Who is logged in, what that one may do, how the server knows ("none": everybody on this machine is let in), and the round."""
+    return {**asdict(user), "round": store.round, "organs": list(store.organs.names)}
 
 
 @router.get("/cases")

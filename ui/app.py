@@ -1,16 +1,19 @@
 """The app: REST, the editor's files and the Gradio page in one FastAPI process."""
 
 import contextlib
+import json
 import os
 from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from atlas_ray.annotation.accounts import Accounts
 from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.organs import Organs
 from atlas_ray.workspace import Workspace
@@ -35,8 +38,7 @@ def create_app(
     organs: Organs,
     database_url: str | None = None,
     lease_minutes: float = 30.0,
-    login: Login | None = None,
-    local_only: bool = True,
+    user: str | None = None,
 ) -> FastAPI:
     """The whole app of one round: what `create_api` gives, and the page.
 
@@ -44,8 +46,7 @@ def create_app(
         workspace_root: the campaign's folder.
         organs: the campaign's organ set.
         database_url: of queue and revisions; None is the SQLite file in the workspace.
-        login: None lets everybody on this machine in as "annotator".
-        local_only: refuse requests that did not come to localhost.
+        user: lets everybody on this machine in as this user, and nobody else; None asks for an account.
 
     Raises:
         ConfigError, WorkspaceError: the database cannot be opened.
@@ -53,12 +54,12 @@ def create_app(
     workspace = Workspace(workspace_root)
     database = open_database(database_url or sqlite_url(workspace.annotation_db))
     store = Store(workspace, round_index=round, organs=organs, database=database, lease_minutes=lease_minutes)
-    app = create_api(store, login=login or Login(default_user="annotator"), local_only=local_only)
+    app = create_api(store, login=Login(Accounts(database)) if user is None else Login(default_user=user))
     mount_page(app, store)
     return app
 
 
-def create_api(store: Store, *, login: Login, local_only: bool) -> FastAPI:
+def create_api(store: Store, *, login: Login) -> FastAPI:
     """REST, login and static files behind the gate; closes the store when the server stops."""
 
     @contextlib.asynccontextmanager
@@ -68,19 +69,27 @@ def create_api(store: Store, *, login: Login, local_only: bool) -> FastAPI:
 
     app = FastAPI(title="atlas_ray", lifespan=lifespan, docs_url=None, redoc_url=None)  # their pages load from a CDN
     app.state.store = store
+    app.state.login = login
     app.include_router(router)
     app.mount("/static", FreshStaticFiles(directory=str(files("ui") / "static")))
     for path, methods, answer in (
         ("/login", ["GET"], login.page),
         ("/login", ["POST"], login.enter),
-        ("/logout", ["GET"], login.leave),
+        ("/logout", ["POST"], login.leave),
         ("/", ["GET"], lambda: RedirectResponse("/ui/")),
         ("/favicon.ico", ["GET"], lambda: Response(status_code=204)),
     ):
         app.add_api_route(path, answer, methods=methods, include_in_schema=False)
     add_error_handlers(app)
-    app.add_middleware(Gate, login=login, local_only=local_only)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.add_middleware(Gate, login=login)
     return app
+
+
+def _invalid(request: Request, error: RequestValidationError) -> Response:
+    """What is wrong and where, without repeating what was sent: that may be no text that can be sent back, or a secret."""
+    found = [{key: entry[key] for key in ("type", "loc", "msg")} for entry in error.errors()]
+    return Response(json.dumps({"detail": found}), 422, media_type="application/json")
 
 
 def mount_page(app: FastAPI, store: Store) -> None:

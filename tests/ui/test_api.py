@@ -8,28 +8,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
-from ui_workspace import AFFINE, ORGANS, PEAK, SHAPE, make_workspace
+from ui_workspace import AFFINE, PEAK, SHAPE, make_client, make_workspace
 
-from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.annotation.revisions import decode_runs, encode_runs
 from atlas_ray.records import Case
 from atlas_ray.volume import read_volume
 from atlas_ray.workspace import Workspace, write_lines
-from ui.app import create_api
-from ui.login import COOKIE, Login
-from ui.store import Store
 
 DICOM = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cptac_pda_189"
 SIZE = int(np.prod(SHAPE))
-
-
-def make_client(workspace: Workspace, *, login: Login | None = None, local_only: bool = True) -> TestClient:
-    """The REST side: gradio leaves event loops unclosed, so only the tests of the page load it."""
-    database = open_database(sqlite_url(workspace.annotation_db))
-    store = Store(workspace, round_index=0, organs=ORGANS, database=database)
-    api = create_api(store, login=login or Login(default_user="annotator"), local_only=local_only)
-    return TestClient(api, base_url="http://localhost", follow_redirects=False)
 
 
 @pytest.fixture(scope="module")
@@ -434,14 +421,14 @@ def test_what_comes_next_can_be_fetched_ahead(client) -> None:
 
 
 def as_user(client, user: str) -> dict[str, str]:
-    return {"Cookie": f"{COOKIE}={client.app_login.cookie(user)}"}
+    login = client.app.state.login
+    return {"Authorization": f"Bearer {login.session_of(login.accounts.get(user))}"}
 
 
 @pytest.fixture
 def two_users(workspace: Workspace) -> Iterator:
-    login = Login(default_user="anna")
-    with make_client(workspace, login=login) as client:
-        client.app_login = login
+    with make_client(workspace, accounts={"anna": "annotator", "bob": "annotator"}) as client:
+        client.headers.update(as_user(client, "anna"))
         yield client
 
 
@@ -486,38 +473,7 @@ def test_verdicts(client) -> None:
     assert client.put("/api/v1/cases/case_0/components/ball/9/verdict", json={"verdict": "fixed"}).status_code == 404
 
 
-# --- who may ask ---
-
-
-def test_login_and_logout(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ui.login.REFUSAL_SECONDS", 0.0)
-    with make_client(workspace, login=Login("correct horse"), local_only=False) as client:
-        assert client.post("/login", content="user=anna&password=wrong").status_code == 401
-        assert client.post("/login", content="user=%3Cb%3E&password=correct+horse").status_code == 422
-        answer = client.post("/login", content="user=anna&password=correct+horse")
-        assert (answer.status_code, answer.headers["location"]) == (303, "/ui/")
-        assert {"HttpOnly", "SameSite=strict"} <= set(answer.headers["set-cookie"].replace("samesite", "SameSite").split("; "))
-        assert client.get("/api/v1/session").json()["user"] == "anna"
-        client.get("/logout")
-        assert client.get("/api/v1/session").status_code == 401
-
-
-def test_cookies_are_signed_and_end() -> None:
-    login = Login("correct horse")
-    cookie = login.cookie("anna", now=0)
-    assert login.user(cookie, now=10) == "anna"
-    assert login.user(cookie, now=1e6) is None
-    assert login.user(cookie.replace("anna", "root"), now=10) is None
-    assert login.user("", now=10) is login.user(None, now=10) is login.user("x:é:y", now=10) is None
-    assert Login("other horse").user(cookie, now=10) is None
-    assert Login("correct horse").user(cookie, now=10) == "anna"  # a restarted server knows its users
-
-
-def test_foreign_pages_cannot_use_a_local_server(shared_client) -> None:
-    assert shared_client.get("/api/v1/session", headers={"Host": "evil.example"}).status_code == 421
-    foreign = {"Origin": "http://evil.example"}
-    assert shared_client.post("/api/v1/cases/next", headers=foreign).status_code == 403
-    assert shared_client.get("/api/v1/session", headers=foreign).status_code == 200  # the browser keeps the answer from the page
+# --- files ---
 
 
 def test_root_leads_to_the_page(shared_client) -> None:

@@ -3,13 +3,21 @@
 from pathlib import Path
 
 import numpy as np
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
+from starlette.testclient import TestClient
 
+from atlas_ray.annotation.accounts import Accounts
 from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.annotation.queue import Queue, QueueEntry
+from atlas_ray.annotation.review import Role
 from atlas_ray.organs import Organ, Organs
 from atlas_ray.records import AttentionComponent, Case, CaseScores, OrganScores
 from atlas_ray.volume import Volume, write_volume
 from atlas_ray.workspace import Workspace, write_atomically, write_lines
+from ui.app import create_api
+from ui.login import Login
+from ui.store import Store
 
 SHAPE = (60, 50, 24)
 SPACING = (1.5, 1.5, 5.0)
@@ -19,6 +27,22 @@ ORGANS = Organs(
     organs=(Organ(name="ball", label_id=3, color="#e0383e"), Organ(name="cube", label_id=7, color="#3fb8af")),
 )
 PEAK = (22, 25, 12)  # in the notch the pseudo-label leaves in the ball
+CHEAP = PasswordHash((Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1),))  # else every test waits for real ones
+PASSWORD = "correct horse"
+
+
+def make_client(workspace: Workspace, *, accounts: dict[str, Role] | None = None, base_url: str = "http://localhost") -> TestClient:
+    """The REST side: gradio leaves event loops unclosed, so only the tests of the page load it.
+
+    Args:
+        accounts: names and roles of who may log in with PASSWORD; None lets everybody in as "annotator".
+    """
+    database = open_database(sqlite_url(workspace.annotation_db))
+    store = Store(workspace, round_index=0, organs=ORGANS, database=database)
+    login = Login(default_user="annotator") if accounts is None else Login(Accounts(database, hasher=CHEAP))
+    for name, role in (accounts or {}).items():
+        login.accounts.add(name, PASSWORD, role)
+    return TestClient(create_api(store, login=login), base_url=base_url, follow_redirects=False)
 
 
 def ball(center: tuple[float, float, float], radius_mm: float) -> np.ndarray:
