@@ -56,7 +56,8 @@ def next_commands(campaign: Campaign, config: str, result: RoundResult) -> list[
     """What the user would do next: annotate or look, compare rounds, go on."""
     lines = []
     if result.waiting:
-        lines.append(f"{result.annotation.open} cases wait for an annotator; then run the same command again")
+        annotation = result.annotation
+        lines.append(f"{annotation.open} cases wait for an annotator, {annotation.to_review} for a reviewer; then run this again")
     if result.stop is not None:
         lines.append(f"stop rule: {'met' if result.stop.met else 'not met'} ({result.stop.reason})")
     store = campaign.tracking.uri or f"--backend-store-uri {campaign.tracking_uri}"

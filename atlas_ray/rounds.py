@@ -123,7 +123,8 @@ class _Round:
 
     def _annotation(self) -> steps.AnnotationProgress:
         with open_database(steps.database_url(self.campaign)) as database:
-            return steps.annotation_progress(Queue(database), Revisions(database), self.index)
+            share = self.campaign.annotation.second_reader_share
+            return steps.annotation_progress(Queue(database), Revisions(database), self.index, second_reader_share=share)
 
     def _has_holdout(self) -> bool:
         return any(c.split == "holdout" and self.workspace.truth(c.case_id).exists() for c in self.workspace.cases())

@@ -28,6 +28,7 @@ from atlas_ray.annotation.drafts import (
 from atlas_ray.annotation.merge import merge_case
 from atlas_ray.annotation.oracle import OracleAnnotator
 from atlas_ray.annotation.queue import Queue, QueueEntry, WorkItem
+from atlas_ray.annotation.review import awaiting, to_merge, with_second_readings
 from atlas_ray.annotation.revisions import Revisions
 from atlas_ray.annotation.simulation import OracleInput, annotate_round
 from atlas_ray.cluster import prediction, training
@@ -50,6 +51,7 @@ from atlas_ray.workspace import Workspace, file_sha256, write_atomically
 
 log = logging.getLogger(__name__)
 KNOWN_SOURCES = ("original", "revised", "confirmed")  # what training may take as truth; "pseudo" only the networks have said
+QUEUE_LABELS = "queue_labels"  # in a round's state where nothing was predicted and labels are reviewed
 Progress = Callable[[], None]
 
 
@@ -331,6 +333,7 @@ def prioritize_step(campaign: Campaign, round_index: int) -> Budget:
     budget = campaign.effort.budget(ranked)
     chosen = set(budget.case_ids)
     entries = [QueueEntry(case_id=r.case_id, organs=r.organs, rank=r.rank, score=r.score) for r in ranked if r.case_id in chosen]
+    entries = with_second_readings(entries, round_index, campaign.annotation.double_reading_share)
     with open_database(database_url(campaign)) as database:
         Queue(database, lease_minutes=campaign.annotation.lease_minutes).fill(round_index, entries)
     csv, parquet = workspace.priority_csv(round_index), workspace.priority_parquet(round_index)
@@ -370,11 +373,37 @@ def _attention_metrics(scores: Sequence[CaseScores]) -> dict[str, float | None]:
     }
 
 
+def queue_labels_step(campaign: Campaign, round_index: int) -> int:
+    """Queue the labels that are there already, to be reviewed as they are: no prediction, no networks, no GPU.
+
+    Every case but the holdout's that has ground truth for an organ, in the manifest's order. Returns how many are new.
+    """
+    cases = labels_to_review(campaign)
+    entries = [QueueEntry(case_id=c.case_id, organs=c.labeled_organs, rank=rank) for rank, c in enumerate(cases, 1)]
+    with open_database(database_url(campaign)) as database:
+        new = Queue(database).fill(round_index, entries, user="review", state="submitted")
+    campaign.open_workspace().finish_step(round_index, QUEUE_LABELS, now())
+    return new
+
+
+def labels_to_review(campaign: Campaign) -> list[Case]:
+    return [c for c in campaign.open_workspace().cases() if c.labeled_organs and c.split != "holdout"]
+
+
 # --- annotate -------------------------------------------------------------------------------------------------------
 
 
 class AnnotationProgress(Schema):
-    """How far the people (or the oracle) are with a round."""
+    """How far the people (or the oracle) are with a round.
+
+    Args:
+        submitted, open, set_aside: items; a case that is read twice is two.
+        to_review: submitted items that wait for a reviewer.
+        reviewed: items a reviewer has accepted, or decided on.
+        minutes: active time, of all items; minutes_by_organ leaves out what was spent on no organ in particular.
+        median_minutes: of a submitted item; None before the first.
+        attention_precision: of the components judged an error or a false alarm, the share that was an error.
+    """
 
     submitted: int
     open: int
@@ -382,10 +411,15 @@ class AnnotationProgress(Schema):
     minutes: float
     voxels: int
     organs: int
+    to_review: int = 0
+    reviewed: int = 0
+    minutes_by_organ: dict[str, float] = Field(default_factory=dict)
+    median_minutes: float | None = None
+    attention_precision: float | None = None
 
     @property
     def complete(self) -> bool:
-        return self.open == 0
+        return self.open == 0 and self.to_review == 0
 
 
 def annotate_step(campaign: Campaign, round_index: int, *, progress: Progress = _nothing) -> AnnotationProgress:
@@ -400,23 +434,39 @@ def annotate_step(campaign: Campaign, round_index: int, *, progress: Progress = 
             annotate_round(
                 annotator, queue, revisions, organs, round_index=round_index, load=load, progress=lambda item: progress()
             )
-        state = annotation_progress(queue, revisions, round_index)
+        share = campaign.annotation.second_reader_share
+        state = annotation_progress(queue, revisions, round_index, second_reader_share=share)
     with step_run(campaign, round_index, "annotate") as run:
         run.metrics(annotation_metrics(state), step=round_index)
     return state
 
 
-def annotation_progress(queue: Queue, revisions: Revisions, round_index: int) -> AnnotationProgress:
-    """Counts over a round's queue and revisions."""
+def annotation_progress(
+    queue: Queue, revisions: Revisions, round_index: int, *, second_reader_share: float = 0.0
+) -> AnnotationProgress:
+    """Counts over a round's queue, revisions, verdicts and time."""
     items = queue.items(round_index)
-    edits = [edit for item in items for edit in revisions.edits(round_index, item.case_id)]
+    saved = revisions.history(round_index, reading=None)
+    minutes = [item.seconds / 60 for item in items if item.state == "submitted"]
+    by_organ: dict[str, float] = {}
+    for (organ, _), seconds in revisions.seconds_by_component(round_index).items():
+        if organ is not None:
+            by_organ[organ] = by_organ.get(organ, 0.0) + seconds / 60
+    verdicts = Counter(verdict.verdict for verdict in revisions.verdicts(round_index))
+    errors, judged = verdicts["fixed"], verdicts["fixed"] + verdicts["not_an_error"]
+    waiting = awaiting(items, second_reader_share=second_reader_share)
     return AnnotationProgress(
         submitted=sum(item.state == "submitted" for item in items),
         open=sum(item.state in ("waiting", "leased") for item in items),
         set_aside=sum(item.state in ("skipped", "flagged") for item in items),
+        to_review=sum(item.state == "submitted" for item, _ in waiting),
+        reviewed=sum(item.state == "submitted" and item.review is not None for item in items),
         minutes=sum(item.seconds for item in items) / 60,
-        voxels=sum(edit.revision.voxels for edit in edits),
-        organs=len({(edit.revision.case_id, edit.revision.organ) for edit in edits}),
+        minutes_by_organ=by_organ,
+        median_minutes=float(np.median(minutes)) if minutes else None,
+        attention_precision=errors / judged if judged else None,
+        voxels=sum(revision.voxels for revision in saved),
+        organs=len({(revision.case_id, revision.organ) for revision in saved}),
     )
 
 
@@ -424,9 +474,14 @@ def annotation_metrics(state: AnnotationProgress) -> dict[str, float | None]:
     return {
         "annotation/cases_submitted": state.submitted,
         "annotation/cases_open": state.open,
+        "annotation/cases_to_review": state.to_review,
+        "annotation/cases_reviewed": state.reviewed,
         "annotation/minutes": state.minutes,
+        "annotation/minutes_per_case_median": state.median_minutes,
+        "annotation/attention_precision": state.attention_precision,
         "annotation/voxels_revised": state.voxels,
         "annotation/organs_revised": state.organs,
+        **{f"annotation_minutes/{organ}": minutes for organ, minutes in state.minutes_by_organ.items()},
     }
 
 
@@ -452,10 +507,13 @@ def _oracle_input(item: WorkItem, *, campaign: Campaign, organs: Organs, round_i
 
 
 def merge_step(campaign: Campaign, round_index: int) -> int:
-    """Write the annotation of every submitted case: draft plus its revisions, with provenance per organ. Returns how many."""
+    """Write the annotation of every submitted case that waits for no reviewer: draft plus its revisions, with provenance per organ.
+
+    Of a case that was read twice it is the reading that was taken. Returns how many.
+    """
     workspace, organs = campaign.open_workspace(), campaign.load_organs()
     with open_database(database_url(campaign)) as database:
-        items = Queue(database).items(round_index, state="submitted")
+        items = to_merge(Queue(database).items(round_index), second_reader_share=campaign.annotation.second_reader_share)
         for item in items:
             _merge_one(workspace, round_index, item, Revisions(database), organs)
     with step_run(campaign, round_index, "merge") as run:
@@ -475,8 +533,8 @@ def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions
         original=original_label(workspace, case),
         labeled_organs=case.labeled_organs,
         previous=previous_annotation(workspace, case.case_id, before=round_index),
-        edits=revisions.edits(round_index, case.case_id),
-        reviewed=dict.fromkeys(item.organs, item.user or "unknown"),
+        edits=revisions.edits(round_index, case.case_id, reading=item.reading),
+        reviewed=dict.fromkeys(item.organs, item.user or item.reviewer or "unknown"),
         checkpoints=workspace.case_scores(round_index, case.case_id).checkpoints if is_predicted else None,
     )
     path = workspace.annotation(round_index, case.case_id)

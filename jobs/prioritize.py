@@ -1,15 +1,29 @@
 """Rank the predicted cases and put the ones worth the annotator's time into the queue.
 
-python -m jobs.prioritize CONFIG [--round N] [--set key=value] [--dry-run]
+python -m jobs.prioritize CONFIG [--round N] [--set key=value] [--labels] [--dry-run]
 """
 
+from typing import Annotated
+
+import typer
+
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, run
-from atlas_ray.steps import prioritize_step, round_scores
+from atlas_ray.steps import labels_to_review, prioritize_step, queue_labels_step, round_scores
 
 
-def main(config: ConfigArgument, round_: RoundOption = 0, set_: SetOption = None, dry_run: DryRunOption = False) -> None:
+def main(
+    config: ConfigArgument,
+    round_: RoundOption = 0,
+    set_: SetOption = None,
+    labels: Annotated[bool, typer.Option("--labels", help="queue the labels that exist for review; needs no prediction")] = False,
+    dry_run: DryRunOption = False,
+) -> None:
     """Write the priority list (CSV, Parquet, plot) and fill the annotation queue up to the budget."""
     campaign = open_campaign(config, set_, dry_run=dry_run)
+    if labels:
+        number = len(labels_to_review(campaign)) if dry_run else queue_labels_step(campaign, round_)
+        print_table(f"round {round_}", ("would queue labels" if dry_run else "new labels to review",), [(str(number),)])
+        return
     if dry_run:
         ranked = campaign.strategy.rank(round_scores(campaign, round_))
         chosen = set(campaign.effort.budget(ranked).case_ids)

@@ -16,8 +16,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import Base64Bytes, Field
 from starlette.concurrency import run_in_threadpool
 
+from atlas_ray.annotation.agreement import TOLERANCE_MM
 from atlas_ray.annotation.queue import CaseVerdict, LeaseError, QueueError, WorkItem
-from atlas_ray.annotation.review import Role
+from atlas_ray.annotation.review import Role, RoleError
 from atlas_ray.annotation.revisions import MAX_RUN_BYTES, RUN_BYTES, RevisionConflict, Step, TimeSpent, Verdict, decode_runs
 from atlas_ray.exceptions import AtlasError, CaseError, LabelError, RevisionError, WorkspaceError
 from atlas_ray.records import RevisionKind
@@ -31,6 +32,7 @@ UserRole = Annotated[Role, Depends(current_role)]
 Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
 NOTE_LENGTH = 2000
 STATUS: dict[type[AtlasError], int] = {
+    RoleError: 403,
     LeaseError: 409,
     QueueError: 404,
     LabelError: 404,
@@ -49,6 +51,17 @@ class Submission(Schema):
 
 class Judgment(Schema):
     verdict: Verdict
+
+
+class Review(Schema):
+    """`reason`: a rejection needs one; it becomes the annotator's note."""
+
+    verdict: Literal["accepted", "rejected"]
+    reason: Annotated[str, Field(max_length=NOTE_LENGTH)] = ""
+
+
+class Resolution(Schema):
+    reading: Literal[1, 2]
 
 
 class SavedStep(Schema):
@@ -168,6 +181,39 @@ def comments(item: Item, store: Round) -> Record:
 @router.post("/cases/{case_id}/comments", status_code=204)
 def comment(item: Item, store: Round, user: User, body: Annotated[Comment, Body()]) -> None:
     store.queue.comment(item.item_id, user, body.text)
+
+
+# --- review -----------------------------------------------------------------------------------------------------------
+
+
+@router.get("/review")
+def to_review(store: Round, user: User, role: UserRole) -> Record:
+    """What waits for a reviewer, each item with the reason why; 403 for annotators."""
+    return {"round": store.round, "items": store.to_review(user, role)}
+
+
+@router.post("/cases/{case_id}/review")
+def review(item: Item, store: Round, user: User, role: UserRole, body: Annotated[Review, Body()]) -> Any:
+    """Accept a submitted case, or send it back with a reason."""
+    if body.verdict == "accepted":
+        return store.accept(item, user, role, note=body.reason)
+    if not body.reason.strip():
+        raise HTTPException(422, "a rejection needs a reason: the annotator has nothing else to go by")
+    return store.reject(item, user, role, reason=body.reason)
+
+
+@router.get("/cases/{case_id}/agreement")
+def agreement(
+    case_id: str, store: Round, user: User, role: UserRole, tolerance_mm: Annotated[float, Query(gt=0, le=100)] = TOLERANCE_MM
+) -> Record:
+    """Dice and surface Dice of the case's two readings, per organ."""
+    return {"case_id": case_id, "organs": store.agreement(case_id, user, role, tolerance_mm=tolerance_mm)}
+
+
+@router.post("/cases/{case_id}/resolve")
+def resolve(case_id: str, store: Round, user: User, role: UserRole, body: Annotated[Resolution, Body()]) -> Any:
+    """Take one of the case's two readings; the other one is superseded."""
+    return store.resolve(case_id, user, role, reading=body.reading)
 
 
 @router.post("/cases/{case_id}/{action}")

@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from atlas_ray.annotation.agreement import OrganAgreement, agreement
 from atlas_ray.annotation.database import Database
 from atlas_ray.annotation.drafts import read_draft
 from atlas_ray.annotation.merge import paint_edits
-from atlas_ray.annotation.queue import CaseVerdict, LeaseError, Queue, WorkItem
-from atlas_ray.annotation.review import Role
+from atlas_ray.annotation.queue import CaseVerdict, LeaseError, Queue, QueueError, WorkItem
+from atlas_ray.annotation.review import Role, accept, awaiting, reject, require_reviewer, resolve
 from atlas_ray.annotation.revisions import (
     RevisionConflict,
     Revisions,
@@ -99,6 +100,7 @@ class Store:
         self.database = database
         self.queue = Queue(database, lease_minutes=lease_minutes)
         self.revisions = Revisions(database)
+        self.second_reader_share = float(campaign_settings(workspace.config).get("second_reader_share", 0.0))
         self._images: Recent[bytes] = Recent(lambda case_id: display_image(self.case(str(case_id))), keep=3)
         self._drafts: Recent[Volume] = Recent(lambda case_id: self._read_draft(str(case_id)), keep=3)
         self._cases: dict[str, Case] = {}
@@ -326,6 +328,31 @@ class Store:
         spoken = [event for event in self.queue.events(item.item_id) if event.action in SPOKEN and event.detail]
         return [{"user": e.user, "created": e.created, "action": e.action, "text": e.detail} for e in spoken]
 
+    # --- review ---
+    def to_review(self, user: str, role: Role) -> list[Record]:
+        """Items a reviewer has to look at, each with the reason why. Raises RoleError for an annotator."""
+        require_reviewer(user, role)
+        items = awaiting(self.queue.items(self.round), second_reader_share=self.second_reader_share)
+        return [self._with_attention(item) | {"reason": reason} for item, reason in items]
+
+    def accept(self, item: WorkItem, user: str, role: Role, *, note: str) -> WorkItem:
+        return accept(self.queue, item.item_id, user, role=role, note=note)
+
+    def reject(self, item: WorkItem, user: str, role: Role, *, reason: str) -> WorkItem:
+        return reject(self.queue, item.item_id, user, role=role, reason=reason)
+
+    def resolve(self, case_id: str, user: str, role: Role, *, reading: int) -> WorkItem:
+        return resolve(self.queue, self.round, case_id, user, role=role, reading=reading)
+
+    def agreement(self, case_id: str, user: str, role: Role, *, tolerance_mm: float) -> list[OrganAgreement]:
+        """How the two readings of a case agree. Raises RoleError for an annotator, QueueError where there is only one."""
+        require_reviewer(user, role)
+        readings = self.queue.readings(self.round, self.case(case_id).case_id)
+        if len(readings) != 2:
+            raise QueueError(f"case {case_id} is read once; two readings are compared")
+        first, second = (self._painted(item)[0] for item in readings)
+        return agreement(first, second, self.organs, self.case(case_id).spacing, tolerance_mm=tolerance_mm)
+
 
 # --- images -----------------------------------------------------------------------------------------------------------
 
@@ -375,7 +402,7 @@ def _is_served_as_it_lies(path: Path) -> bool:
 
 
 def campaign_settings(path: Path) -> Record:
-    """What the app needs of campaign.yaml: organs, annotation.database, annotation.lease_minutes; {} where there is no file."""
+    """What the app needs of campaign.yaml, without what it does not say; {} where there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -383,17 +410,18 @@ def campaign_settings(path: Path) -> Record:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     annotation = config.get("annotation") or {}
-    wanted = {"organs": config.get("organs"), **{key: annotation.get(key) for key in ("database", "lease_minutes")}}
+    wanted = {"organs": config.get("organs"), "tracking_uri": (config.get("tracking") or {}).get("uri")}
+    wanted |= {key: annotation.get(key) for key in ("database", "lease_minutes", "second_reader_share")}
     return {key: value for key, value in wanted.items() if value is not None}
 
 
 def newest_round(workspace: Workspace) -> int:
-    """The newest round with a priority list, else with a prediction: a round ends by predicting the next one's holdout, and
-    nobody annotates that. Raises WorkspaceError where nothing is predicted."""
+    """The newest round with a priority list, else with a prediction, else with labels to review: a round ends by predicting the
+    next one's holdout, and nobody annotates that. Raises WorkspaceError where nothing is predicted and nothing queued."""
     rounds = [0]
     while workspace.round(rounds[-1]).exists():
         rounds.append(rounds[-1] + 1)
-    for is_ready in (lambda r: workspace.priority_csv(r).exists(), workspace.predicted):
+    for is_ready in (lambda r: workspace.priority_csv(r).exists(), workspace.predicted, workspace.finished_steps):
         ready = [r for r in rounds if is_ready(r)]
         if ready:
             return ready[-1]

@@ -138,11 +138,14 @@ class Queue:
         self.now = now
 
     # --- filling ---
-    def fill(self, round_index: int, entries: Iterable[QueueEntry], *, user: str = "prioritize") -> int:
+    def fill(self, round_index: int, entries: Iterable[QueueEntry], *, user: str = "prioritize", state: State = "waiting") -> int:
         """Make the round's list this one; an item somebody has touched is never changed or removed.
 
         New cases are added, untouched waiting ones take the new rank, score and organs, and untouched ones that are
         no longer listed leave the queue (an event says so).
+
+        Args:
+            state: of the new ones; "submitted" for labels that are there already and only have to be reviewed.
 
         Returns:
             how many items are new.
@@ -151,13 +154,15 @@ class Queue:
         for last_attempt in (False, True):
             try:
                 with self.database.write() as connection:
-                    return self._fill(connection, round_index, wanted, user)
+                    return self._fill(connection, round_index, wanted, user, state)
             except IntegrityError:  # another process filled the same round in between: what it added is now known
                 if last_attempt:
                     raise
         raise AssertionError("unreachable")
 
-    def _fill(self, connection: Connection, round_index: int, wanted: dict[tuple[str, int], QueueEntry], user: str) -> int:
+    def _fill(
+        self, connection: Connection, round_index: int, wanted: dict[tuple[str, int], QueueEntry], user: str, state: State
+    ) -> int:
         rows = connection.execute(select(work_items).where(work_items.c.round == round_index))
         known = {(row.case_id, row.reading): _item(row) for row in rows}
         for key, item in known.items():
@@ -167,9 +172,7 @@ class Queue:
             self._replan(connection, item, entry, user)
         new = [entry for key, entry in wanted.items() if key not in known]
         if new:
-            rows_new = [
-                {**entry.model_dump(), "organs": list(entry.organs), "round": round_index, "state": _WAITING} for entry in new
-            ]
+            rows_new = [{**entry.model_dump(), "organs": list(entry.organs), "round": round_index, "state": state} for entry in new]
             connection.execute(insert(work_items), rows_new)
         self._log(connection, user, "fill", round_index=round_index, detail=f"{len(wanted)} listed, {len(new)} new")
         return len(new)
@@ -342,6 +345,25 @@ class Queue:
         """Move an item that is in `state` on, and log it; for the review stage. Raises LeaseError in any other state."""
         return self._change(item_id, user, action, where=work_items.c.state == state, values={"state": to, **values}, detail=detail)
 
+    def settle(self, round_index: int, case_id: str, user: str, *, reading: int) -> WorkItem:
+        """Of a case's two submitted readings take one; for the review stage. Deciding again is allowed.
+
+        Raises:
+            LeaseError: the case does not have two submitted readings.
+        """
+        here = and_(work_items.c.round == round_index, work_items.c.case_id == case_id, work_items.c.state == "submitted")
+        taken = work_items.c.reading == reading
+        with self.database.write() as connection:
+            rows = {row.reading: row for row in connection.execute(select(work_items).where(here))}
+            if len(rows) == 2 and reading in rows:
+                for where, verdict in ((taken, "accepted"), (~taken, "superseded")):
+                    values = {"review": verdict, "reviewer": user}
+                    connection.execute(update(work_items).where(here, where).values(**values))
+                item = _item(connection.execute(select(work_items).where(here, taken)).one())
+                self._log(connection, user, "resolve", item, detail=f"reading {reading}")
+                return item
+        raise self._refusal(self.readings(round_index, case_id)[0].item_id, user, "resolve")
+
     def _free_for(self, user: str) -> ColumnElement[bool]:
         expired = and_(work_items.c.state == _LEASED, work_items.c.lease_expires <= self.now())
         return and_(or_(work_items.c.state == _WAITING, _held_by(user), expired), _is_blind(user))
@@ -349,7 +371,9 @@ class Queue:
     def _offered(self, round_index: int, user: str) -> Select[Any]:
         """What `next` may give, best first: what the user holds, what was sent back to them, then what nobody has, by rank."""
         mine = work_items.c.user == user
-        sent_back = and_(work_items.c.state == _WAITING, func.coalesce(work_items.c.review, "") == "rejected")
+        sent_back = and_(
+            work_items.c.state == _WAITING, work_items.c.user.is_not(None), func.coalesce(work_items.c.review, "") == "rejected"
+        )
         offered = and_(work_items.c.round == round_index, self._free_for(user), or_(~sent_back, mine))
         turn = case((_held_by(user), 0), (and_(sent_back, mine), 1), else_=2)
         return select(work_items).where(offered).order_by(turn, work_items.c.rank, work_items.c.reading, work_items.c.item_id)

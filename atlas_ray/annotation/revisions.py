@@ -292,11 +292,13 @@ class Revisions:
         with self.database.read() as connection:
             return _current(connection, _is(tables.revisions, round_index, case_id, organ, reading=reading))
 
-    def history(self, round_index: int, case_id: str, organ: str, *, reading: int = 1) -> list[Revision]:
-        """Every revision of one organ, oldest first."""
+    def history(
+        self, round_index: int, case_id: str | None = None, organ: str | None = None, *, reading: int | None = 1
+    ) -> list[Revision]:
+        """Every revision of one organ, or with None of a case, of the round, of all readings; in the order they were saved."""
         query = select(*_REVISION_COLUMNS).where(_is(tables.revisions, round_index, case_id, organ, reading=reading))
         with self.database.read() as connection:
-            rows = connection.execute(query.order_by(tables.revisions.c.revision_id)).all()
+            rows = connection.execute(query.order_by(tables.revisions.c.sequence)).all()
         return [_revision(row._mapping) for row in rows]
 
     def edits(
