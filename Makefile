@@ -25,10 +25,11 @@ format: install
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt tests/requirements-nodeps.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "atlas_ray needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/requirements-nodeps.txt
 	touch $@
 
 browser: ## the browser tests need Chromium; without it they are skipped and say so

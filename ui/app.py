@@ -17,6 +17,7 @@ from atlas_ray.annotation.accounts import Accounts
 from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.organs import Organs
 from atlas_ray.workspace import Workspace
+from ui import monailabel
 from ui.api import add_error_handlers, router
 from ui.login import Gate, Login, current_user
 from ui.store import Store
@@ -71,6 +72,7 @@ def create_api(store: Store, *, login: Login) -> FastAPI:
     app.state.store = store
     app.state.login = login
     app.include_router(router)
+    app.include_router(monailabel.router)
     app.mount("/static", FreshStaticFiles(directory=str(files("ui") / "static")))
     for path, methods, answer in (
         ("/login", ["GET"], login.page),

@@ -11,7 +11,7 @@ import gzip
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -197,6 +197,10 @@ class Store:
         painted, edits = self._painted(item)
         return nifti_bytes(self._drafts.get(item.case_id).with_voxels(painted)), str(edits)
 
+    def label_map(self, item: WorkItem) -> Volume:
+        """The label map as it stands."""
+        return self._drafts.get(item.case_id).with_voxels(self._painted(item)[0])
+
     def _painted(self, item: WorkItem) -> tuple[LabelMap, int]:
         edits = self.revisions.edits(self.round, item.case_id, reading=item.reading)
         return paint_edits(self._drafts.get(item.case_id).voxels, edits, self.organs), len(edits)
@@ -232,6 +236,9 @@ class Store:
     def attention(self, case_id: str, organ: str) -> Path:
         return self._present(self.workspace.attention(self.round, self.case(case_id).case_id, self.organs[organ].name))
 
+    def ensemble(self, case_id: str) -> Path:
+        return self._present(self.workspace.pseudo_label(self.round, self.case(case_id).case_id))
+
     def architecture(self, case_id: str, name: str) -> Path:
         """Label map of one architecture. Raises WorkspaceError for one that did not predict this case."""
         known = self.workspace.case_scores(self.round, self.case(case_id).case_id).checkpoints
@@ -266,6 +273,35 @@ class Store:
         self.queue.heartbeat(item.item_id, user)
         key = (self.round, item.case_id, name)
         return self.revisions.append(*key, steps, user=user, parent_id=parent_id, size=size, reading=item.reading)
+
+    def replace_labels(self, item: WorkItem, labels: LabelMap, organs: Collection[str], *, user: str) -> tuple[str, ...]:
+        """Make the label map say what `labels` says of some organs, with one revision per organ that changes; their names.
+
+        Where it says so already no mask is touched, so that what is handed back as it was changes nothing, even where masks
+        overlap. An organ that is not among `organs` only gives up the voxels another one takes.
+
+        Args:
+            labels: [X, Y, Z] on the case's grid, label ids of the organ set.
+
+        Raises:
+            LeaseError: the case is not the user's.
+            RevisionConflict: somebody saved in between; organs before that one are stored, and the next try stores the rest.
+        """
+        before, _ = self._painted(item)
+        spoken_of = np.isin(before, [0, *(self.organs.label_id(name) for name in organs)])
+        after = np.where(spoken_of | (labels != 0), labels, before)
+        differs = after != before
+        layers = (self._drafts.get(item.case_id).voxels, before, after)  # a mask may lie hidden beneath another one
+        touched = {*self.current_revisions(item)}.union(*(self.organs.present(layer[differs]) for layer in layers))
+        changed = []
+        for name in (name for name in self.organs.names if name in touched):
+            revision = self._current(item, name)
+            own = self._mask(item, name, at=revision)
+            runs = diff_runs(own, np.where(differs, after == self.organs.label_id(name), own))
+            if len(runs):
+                self.save(item, name, [Step(name="label map", runs=runs)], parent_id=revision, user=user)
+                changed.append(name)
+        return tuple(changed)
 
     def steps(self, item: WorkItem, organ: str, *, after: int, last: int) -> list[Record]:
         """The newest steps of an organ with their runs, oldest first."""
