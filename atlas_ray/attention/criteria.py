@@ -11,19 +11,27 @@ at a few float64 arrays of that box times M.
 """
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from atlas_ray.attention.morphology import Box, bounding_box, opened
+from atlas_ray.attention.rules import MAX_ARCHITECTURES, Kind, Rule, one_term_entropies
+from atlas_ray.attention.sparse import GridAttention
 from atlas_ray.exceptions import LabelError
 from atlas_ray.organs import Organs
 from atlas_ray.schema import IntTriple, Schema, Triple
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint32]
 
 LN_2 = math.log(2)
 BYTE = 255  # the authors store probabilities and entropies as uint8 = floor(255 * value)
@@ -49,6 +57,9 @@ class Inconsistency(Schema):
 
     criterion: Literal["inconsistency"] = "inconsistency"
     threshold: float = Field(default=0.1, ge=MIN_THRESHOLD, lt=0.5)
+
+    def rule(self) -> Rule:
+        return Rule(Kind.INCONSISTENCY, self.threshold, self.MAXIMUM)
 
     def __call__(self, probabilities_MKXYZ: Tensor) -> Tensor:
         """Evidence [K, X, Y, Z]; 0 where an architecture's probability is NaN.
@@ -79,6 +90,12 @@ class Uncertainty(Schema):
     threshold: float = Field(default=0.05, ge=MIN_THRESHOLD, lt=1 / math.e)
     levels: PositiveInt | None = BYTE
 
+    def rule(self) -> Rule:
+        entropies = one_term_entropies()
+        if self.levels is not None:
+            entropies = np.floor(entropies * self.levels) / self.levels
+        return Rule(Kind.UNCERTAINTY, self.threshold, self.MAXIMUM, table=entropies)
+
     def __call__(self, probabilities_MKXYZ: Tensor) -> Tensor:
         """Evidence [K, X, Y, Z]; an architecture that says NaN counts as undecided as can be."""
         entropy = torch.nan_to_num(torch.special.entr(probabilities_MKXYZ.clamp(0, 1)), nan=self.MAXIMUM)
@@ -98,6 +115,9 @@ class Overlap(Schema):
 
     criterion: Literal["overlap"] = "overlap"
     threshold: float = Field(default=0.5, ge=MIN_THRESHOLD, lt=1)
+
+    def rule(self) -> Rule:
+        return Rule(Kind.OVERLAP, self.threshold, self.MAXIMUM, opened=False)
 
     def __call__(self, probabilities_MKXYZ: Tensor, *, organs: Organs) -> Tensor:
         """Evidence [K, X, Y, Z], 0 or 1; NaN claims nothing."""
@@ -128,6 +148,9 @@ class PredictiveEntropy(Schema):
     criterion: Literal["predictive_entropy"] = "predictive_entropy"
     threshold: float = Field(default=0.6, ge=MIN_THRESHOLD, lt=LN_2)
 
+    def rule(self) -> Rule:
+        return Rule(Kind.PREDICTIVE_ENTROPY, self.threshold, self.MAXIMUM)
+
     def __call__(self, probabilities_MKXYZ: Tensor) -> Tensor:
         """Evidence [K, X, Y, Z]; ln 2, the most there is, where an architecture's probability is NaN."""
         return torch.nan_to_num(_binary_entropy(_mean_over_first(probabilities_MKXYZ)), nan=LN_2)
@@ -147,6 +170,9 @@ class Disagreement(Schema):
 
     criterion: Literal["disagreement"] = "disagreement"
     threshold: float = Field(default=0.1, ge=MIN_THRESHOLD, lt=LN_2)
+
+    def rule(self) -> Rule:
+        return Rule(Kind.DISAGREEMENT, self.threshold, self.MAXIMUM)
 
     def __call__(self, probabilities_MKXYZ: Tensor) -> Tensor:
         """Evidence [K, X, Y, Z]; 0 where an architecture's probability is NaN."""
@@ -225,6 +251,41 @@ class FaithfulAttention(Schema):
     def halo(self, spacing: Triple) -> IntTriple:
         """Voxels of context on each side with which a slab gives what the whole volume gives."""
         return _halo((self.opening_voxels,) * 3)
+
+    def look(
+        self,
+        bytes_MKXYZ: Bytes,
+        *,
+        organs: Organs,
+        spacing: Triple,
+        support_MXYZ: Words | None = None,
+        skip: frozenset[str] = frozenset(),
+        label_threshold: float = 0.5,
+        inner: slice = slice(None),
+        own_labels: bool = False,
+        threads: int | None = None,
+    ) -> GridAttention:
+        """Attention of every organ that is not skipped, and the labels, of one grid or of a slab of it.
+
+        Args:
+            bytes_MKXYZ: uint8, probability b / 255, channels in the order of `organs`; C order, else it is copied.
+            organs: gives overlap partners and label ids.
+            spacing: mm; not used here, the authors count voxels.
+            support_MXYZ: uint32, bit k is set where organ k counts in an architecture (its post-processed mask, dilated by one
+                voxel); None for everywhere.
+            skip: organs whose attention is not wanted (the dataset labels them). They still take part as overlap partners.
+            label_threshold: mean probability that a label exceeds.
+            inner: slices along Z that the result covers; the others are context, of which `halo` is enough.
+            own_labels: whether each architecture's own label map is wanted.
+            threads: how many may run; None for as many as the process has cores.
+
+        Raises:
+            LabelError: the arrays do not fit the organ set or each other, or `skip` names no organ of it.
+        """
+        rules = [self.inconsistency.rule(), self.uncertainty.rule(), self.overlap.rule()]
+        steps = (self.opening_voxels,) * 3
+        how = _How(rules, steps, summed=True, masked_spread=True, label_threshold=label_threshold, own_labels=own_labels)
+        return _look(how, bytes_MKXYZ, support_MXYZ, organs, skip, inner, threads)
 
     @torch.no_grad()
     def __call__(
@@ -319,6 +380,24 @@ class PhysicalAttention(Schema):
         """Voxels of context on each side with which a slab gives what the whole volume gives."""
         return _halo(self._steps(spacing))
 
+    def look(
+        self,
+        bytes_MKXYZ: Bytes,
+        *,
+        organs: Organs,
+        spacing: Triple,
+        support_MXYZ: Words | None = None,
+        skip: frozenset[str] = frozenset(),
+        label_threshold: float = 0.5,
+        inner: slice = slice(None),
+        own_labels: bool = False,
+        threads: int | None = None,
+    ) -> GridAttention:
+        """Attention and labels of one grid or of a slab of it; arguments and errors as `FaithfulAttention`, spacing in mm."""
+        rules, steps = [criterion.rule() for criterion in self.criteria], self._steps(spacing)
+        how = _How(rules, steps, summed=False, masked_spread=False, label_threshold=label_threshold, own_labels=own_labels)
+        return _look(how, bytes_MKXYZ, support_MXYZ, organs, skip, inner, threads)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -368,6 +447,66 @@ Attention = Annotated[FaithfulAttention | PhysicalAttention, Field(discriminator
 
 
 # --- what both modes do ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """A mode in the kernel's words; the names are explained at `kernels.Plan`."""
+
+    rules: Sequence[Rule]
+    steps: IntTriple
+    summed: bool
+    masked_spread: bool
+    label_threshold: float
+    own_labels: bool
+
+
+def _look(
+    how: _How,
+    bytes_MKXYZ: Bytes,
+    support_MXYZ: Words | None,
+    organs: Organs,
+    skip: frozenset[str],
+    inner: slice,
+    threads: int | None,
+) -> GridAttention:
+    from atlas_ray.attention import kernels  # numba takes a second to import
+
+    M, K, X, Y, Z = _shape(bytes_MKXYZ, support_MXYZ, organs, skip)
+    start, stop, _ = inner.indices(Z)
+    support = np.empty(0, np.uint32) if support_MXYZ is None else np.ascontiguousarray(support_MXYZ).reshape(-1)
+    values = np.ascontiguousarray(bytes_MKXYZ).reshape(-1)
+    if K * X * Y * Z < kernels.TILE:
+        values = np.pad(values, (0, kernels.TILE))  # the kernel reads whole tiles
+    grid = kernels.Grid(values, support, M, K, X, Y, Z, start, max(start, stop))
+    plan = kernels.plan_of(
+        how.rules,
+        organs,
+        architectures=M,
+        skip=skip,
+        summed=how.summed,
+        masked_spread=how.masked_spread,
+        label_threshold=how.label_threshold,
+    )
+    steps_C = [how.steps if rule.opened else (0, 0, 0) for rule in how.rules]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return kernels.attend(grid, plan, steps_C=steps_C, own_labels=how.own_labels, threads=threads or cores)
+
+
+def _shape(bytes_MKXYZ: Bytes, support_MXYZ: Words | None, organs: Organs, skip: frozenset[str]) -> tuple[int, int, int, int, int]:
+    """M, K, X, Y, Z of arrays that fit. Raises LabelError."""
+    shape = bytes_MKXYZ.shape
+    if bytes_MKXYZ.dtype != np.uint8 or len(shape) != 5 or 0 in shape or shape[1] != len(organs):
+        needed = f"uint8 [M, {len(organs)}, X, Y, Z] is what organ set {organs.name!r} needs"
+        raise LabelError(f"probabilities are {bytes_MKXYZ.dtype} of shape {shape}; {needed}")
+    M, K, X, Y, Z = shape
+    if M > MAX_ARCHITECTURES or K > 32:
+        raise LabelError(f"{M} architectures and {K} organs; at most {MAX_ARCHITECTURES} and 32 are supported")
+    if support_MXYZ is not None and (support_MXYZ.dtype != np.uint32 or support_MXYZ.shape != (M, X, Y, Z)):
+        raise LabelError(f"support is {support_MXYZ.dtype} of shape {support_MXYZ.shape}; uint32 {(M, X, Y, Z)} is needed")
+    for name in skip:
+        organs.channel(name)
+    return M, K, X, Y, Z
 
 
 def _require_fit(probabilities_MKXYZ: Tensor, support_MKXYZ: Tensor | None, organs: Organs, skip: frozenset[str]) -> None:

@@ -1,0 +1,98 @@
+"""Attention as what it is: a few voxels of a volume, and what was found beside it in the same pass.
+
+Axes: K organs, M architectures, X Y Z voxels of the grid, N voxels with attention.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from atlas_ray.organs import LabelMap
+from atlas_ray.schema import IntTriple
+
+Span = tuple[int, int]  # first, one past the last
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OrganAttention:
+    """One organ's attention.
+
+    Args:
+        shape: of the grid.
+        places_N: int64, flat positions in the grid, C order; no position twice.
+        bits_N: uint8, > 0; bit i is set where criterion i of the mode's `criterion_names` fired.
+        heat_N: float64, not normalized.
+        box: per axis the span that holds every voxel; None without voxels.
+    """
+
+    shape: IntTriple
+    places_N: npt.NDArray[np.int64]
+    bits_N: npt.NDArray[np.uint8]
+    heat_N: npt.NDArray[np.float64]
+    box: tuple[Span, Span, Span] | None
+
+    @property
+    def voxels(self) -> int:
+        return len(self.places_N)
+
+    def dense(self, values_N: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values of the voxels, such as bits_N, as a volume [X, Y, Z]; 0 elsewhere."""
+        volume = np.zeros(self.shape, values_N.dtype)
+        volume.reshape(-1)[self.places_N] = values_N
+        return volume
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GridAttention:
+    """What a mode says of one grid.
+
+    Args:
+        organs: one for each channel, in order.
+        label_XYZ: label ids; of the organs whose mean probability exceeds the threshold the most probable, the first of equal ones.
+        own_labels_MXYZ: the same of each architecture by itself; of length 0 where it was not asked for.
+        predicted_voxels_K: voxels of each organ's label.
+    """
+
+    organs: tuple[OrganAttention, ...]
+    label_XYZ: LabelMap
+    own_labels_MXYZ: npt.NDArray[np.uint8]
+    predicted_voxels_K: npt.NDArray[np.int64]
+
+
+def joined(slabs: Sequence[GridAttention]) -> GridAttention:
+    """The whole of slabs that follow each other along the last axis; an organ's voxels stay in the slabs' order."""
+    X, Y, _ = slabs[0].label_XYZ.shape
+    lengths = [slab.label_XYZ.shape[2] for slab in slabs]
+    starts, Z = np.cumsum([0, *lengths[:-1]]).tolist(), sum(lengths)
+    organs = tuple(_joined_organ([slab.organs[k] for slab in slabs], starts, (X, Y, Z)) for k in range(len(slabs[0].organs)))
+    return GridAttention(
+        organs,
+        np.concatenate([slab.label_XYZ for slab in slabs], axis=2),
+        np.concatenate([slab.own_labels_MXYZ for slab in slabs], axis=3),
+        np.sum([slab.predicted_voxels_K for slab in slabs], axis=0),
+    )
+
+
+def _joined_organ(parts: Sequence[OrganAttention], starts: Sequence[int], shape: IntTriple) -> OrganAttention:
+    places, boxes = [], []
+    for part, start in zip(parts, starts, strict=True):
+        row, z = np.divmod(part.places_N, part.shape[2])
+        places.append(row * shape[2] + z + start)
+        if part.box is not None:
+            x, y, (low, high) = part.box
+            boxes.append((x, y, (low + start, high + start)))
+    return OrganAttention(
+        shape,
+        np.concatenate(places),
+        np.concatenate([part.bits_N for part in parts]),
+        np.concatenate([part.heat_N for part in parts]),
+        _around(boxes) if boxes else None,
+    )
+
+
+def _around(boxes: Sequence[tuple[Span, Span, Span]]) -> tuple[Span, Span, Span]:
+    x, y, z = ((min(low for low, _ in spans), max(high for _, high in spans)) for spans in zip(*boxes, strict=True))
+    return x, y, z
