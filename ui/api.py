@@ -3,7 +3,7 @@
 Volumes are gzipped NIfTI sent with Content-Encoding gzip, so that a browser inflates them natively. An edit is PUT as
 compressed little-endian uint32 runs (start, length, value) in file voxel order, with If-Match naming the revision it was made on.
 
-Where a case is read twice, everybody gets their own reading; reviewers choose with ?reading=.
+Where a case is read twice, everybody gets their own reading; a reviewer chooses by naming the case CASE@1 or CASE@2.
 """
 
 import re
@@ -24,7 +24,7 @@ from atlas_ray.exceptions import AtlasError, CaseError, LabelError, RevisionErro
 from atlas_ray.records import RevisionKind
 from atlas_ray.schema import Schema
 from ui.login import Principal, current_principal, current_role, current_user
-from ui.store import Record, Store
+from ui.store import Record, Store, split_address
 from ui.tools import Tool, ToolError
 
 User = Annotated[str, Depends(current_user)]
@@ -103,14 +103,18 @@ def get_store(request: Request) -> Store:
 Round = Annotated[Store, Depends(get_store)]
 
 
-def shown_item(
-    case_id: str, store: Round, user: User, role: UserRole, reading: Annotated[int | None, Query(ge=1, le=2)] = None
-) -> WorkItem:
+def shown_item(case_id: str, store: Round, user: User, role: UserRole) -> WorkItem:
     """The reading of the case in the path that the user sees."""
-    return store.shown(case_id, user, role, reading=reading)
+    return store.shown(case_id, user, role)
+
+
+def case_of(case_id: str) -> str:
+    """The case in the path, whichever reading of it is meant."""
+    return split_address(case_id)[0]
 
 
 Item = Annotated[WorkItem, Depends(shown_item)]
+CaseId = Annotated[str, Depends(case_of)]
 router = APIRouter(prefix="/api/v1")
 
 
@@ -204,16 +208,16 @@ def review(item: Item, store: Round, user: User, role: UserRole, body: Annotated
 
 @router.get("/cases/{case_id}/agreement")
 def agreement(
-    case_id: str, store: Round, user: User, role: UserRole, tolerance_mm: Annotated[float, Query(gt=0, le=100)] = TOLERANCE_MM
+    case: CaseId, store: Round, user: User, role: UserRole, tolerance_mm: Annotated[float, Query(gt=0, le=100)] = TOLERANCE_MM
 ) -> Record:
     """Dice and surface Dice of the case's two readings, per organ."""
-    return {"case_id": case_id, "organs": store.agreement(case_id, user, role, tolerance_mm=tolerance_mm)}
+    return {"case_id": case, "organs": store.agreement(case, user, role, tolerance_mm=tolerance_mm)}
 
 
 @router.post("/cases/{case_id}/resolve")
-def resolve(case_id: str, store: Round, user: User, role: UserRole, body: Annotated[Resolution, Body()]) -> Any:
+def resolve(case: CaseId, store: Round, user: User, role: UserRole, body: Annotated[Resolution, Body()]) -> Any:
     """Take one of the case's two readings; the other one is superseded."""
-    return store.resolve(case_id, user, role, reading=body.reading)
+    return store.resolve(case, user, role, reading=body.reading)
 
 
 @router.post("/cases/{case_id}/{action}")
@@ -229,12 +233,12 @@ def set_aside(
 
 
 @router.get("/cases/{case_id}/image")
-def image(case_id: str, request: Request, store: Round, user: User) -> Response:
+def image(case: CaseId, request: Request, store: Round, user: User) -> Response:
     """The CT, int16, on its own grid."""
-    tag = store.case(case_id).sha256[:32]
+    tag = store.case(case).sha256[:32]
     if f'"{tag}"' in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"ETag": f'"{tag}"'})
-    return _gzipped(store.image(case_id), tag)
+    return _gzipped(store.image(case), tag)
 
 
 @router.get("/cases/{case_id}/labels")
@@ -258,19 +262,19 @@ def draft(item: Item, organ: str, store: Round) -> Response:
 
 
 @router.get("/cases/{case_id}/heat")
-def heat(case_id: str, store: Round, user: User) -> Response:
-    return _file(store.heat(case_id))
+def heat(case: CaseId, store: Round, user: User) -> Response:
+    return _file(store.heat(case))
 
 
 @router.get("/cases/{case_id}/attention/{organ}")
-def attention(case_id: str, organ: str, store: Round, user: User) -> Response:
+def attention(case: CaseId, organ: str, store: Round, user: User) -> Response:
     """One bit per criterion that fired."""
-    return _file(store.attention(case_id, organ))
+    return _file(store.attention(case, organ))
 
 
 @router.get("/cases/{case_id}/architectures/{name}")
-def architecture(case_id: str, name: str, store: Round, user: User) -> Response:
-    return _file(store.architecture(case_id, name))
+def architecture(case: CaseId, name: str, store: Round, user: User) -> Response:
+    return _file(store.architecture(case, name))
 
 
 def _gzipped(data: bytes, tag: str) -> Response:

@@ -3,7 +3,8 @@
 Volumes leave as .nii.gz on the image's own grid. What is drawn on is the round's draft (merge.draft_label), which never changes
 during the round; every edit is a revision on top of it. The client sends voxels in file order and never any geometry.
 
-A case that is read twice is shown as one of its readings; whoever asks says which WorkItem is theirs (`Store.shown`).
+A case that is read twice is shown as one of its readings, a WorkItem (`Store.shown`): everybody's own; reviewers say which, by
+naming it CASE@2.
 """
 
 import base64
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from atlas_ray.annotation.agreement import OrganAgreement, agreement
+from atlas_ray.annotation.agreement import TOLERANCE_MM, OrganAgreement, agreement
 from atlas_ray.annotation.database import Database
 from atlas_ray.annotation.drafts import read_draft
 from atlas_ray.annotation.merge import paint_edits
@@ -100,7 +101,9 @@ class Store:
         self.database = database
         self.queue = Queue(database, lease_minutes=lease_minutes)
         self.revisions = Revisions(database)
-        self.second_reader_share = float(campaign_settings(workspace.config).get("second_reader_share", 0.0))
+        settings = campaign_settings(workspace.config)
+        self.second_reader_share = float(settings.get("second_reader_share", 0.0))
+        self.tracking_uri: str | None = settings.get("tracking_uri")
         self._images: Recent[bytes] = Recent(lambda case_id: display_image(self.case(str(case_id))), keep=3)
         self._drafts: Recent[Volume] = Recent(lambda case_id: self._read_draft(str(case_id)), keep=3)
         self._cases: dict[str, Case] = {}
@@ -120,20 +123,21 @@ class Store:
             raise WorkspaceError(f"case {case_id!r} is not in {self.workspace.manifest}")
         return self._cases[case_id]
 
-    def shown(self, case_id: str, user: str, role: Role, *, reading: int | None = None) -> WorkItem:
+    def shown(self, address: str, user: str, role: Role) -> WorkItem:
         """The item of a case that a user sees: their own reading, else the one nobody has, else (a reviewer) the one that counts.
 
         Args:
-            reading: the one a reviewer asks to see.
+            address: the case's id; a reviewer's may end in @1 or @2, the reading they want to see.
 
         Raises:
             QueueError: the case is not in the queue.
             LeaseError: an annotator asks for a case that others read blind.
         """
+        case_id, asked = split_address(address)
         items = self.queue.readings(self.round, self.case(case_id).case_id)
         may_choose = role != "annotator"
-        if reading is not None and may_choose:
-            return self.queue.item((self.round, case_id, reading))
+        if asked is not None and may_choose:
+            return self.queue.item((self.round, case_id, asked))
         mine = [item for item in items if item.user == user]
         nobodys = [item for item in items if item.user is None]
         counting = [item for item in items if may_choose or len(items) == 1]
@@ -359,6 +363,14 @@ class Store:
             self.log_time(item, [TimeSpent(seconds=seconds)], user=user)
         return submitted
 
+    def minutes_by_organ(self) -> dict[str, float]:
+        """Of the round, for the organs any time was spent on."""
+        total: dict[str, float] = {}
+        for (organ, _), seconds in self.revisions.seconds_by_component(self.round).items():
+            if organ is not None:
+                total[organ] = total.get(organ, 0.0) + seconds / 60
+        return total
+
     def comments(self, item: WorkItem) -> list[Record]:
         """What people said about the case, oldest first: comments and the reasons they gave."""
         spoken = [event for event in self.queue.events(item.item_id) if event.action in SPOKEN and event.detail]
@@ -368,6 +380,9 @@ class Store:
     def to_review(self, user: str, role: Role) -> list[Record]:
         """Items a reviewer has to look at, each with the reason why. Raises RoleError for an annotator."""
         require_reviewer(user, role)
+        return self.awaiting()
+
+    def awaiting(self) -> list[Record]:
         items = awaiting(self.queue.items(self.round), second_reader_share=self.second_reader_share)
         return [self._with_attention(item) | {"reason": reason} for item, reason in items]
 
@@ -380,7 +395,7 @@ class Store:
     def resolve(self, case_id: str, user: str, role: Role, *, reading: int) -> WorkItem:
         return resolve(self.queue, self.round, case_id, user, role=role, reading=reading)
 
-    def agreement(self, case_id: str, user: str, role: Role, *, tolerance_mm: float) -> list[OrganAgreement]:
+    def agreement(self, case_id: str, user: str, role: Role, *, tolerance_mm: float = TOLERANCE_MM) -> list[OrganAgreement]:
         """How the two readings of a case agree. Raises RoleError for an annotator, QueueError where there is only one."""
         require_reviewer(user, role)
         readings = self.queue.readings(self.round, self.case(case_id).case_id)
@@ -388,6 +403,12 @@ class Store:
             raise QueueError(f"case {case_id} is read once; two readings are compared")
         first, second = (self._painted(item)[0] for item in readings)
         return agreement(first, second, self.organs, self.case(case_id).spacing, tolerance_mm=tolerance_mm)
+
+
+def split_address(address: str) -> tuple[str, int | None]:
+    """A case's id and the reading its name ends in, if any: "case_7@2". No id has an @."""
+    case_id, at, reading = address.partition("@")
+    return (case_id, int(reading)) if at and reading in ("1", "2") else (address, None)
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, model_validator
 from sqlalchemy import ColumnElement, Row, Select, and_, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from atlas_ray.annotation.database import Database, events, revisions, utc_now, work_items
-from atlas_ray.annotation.oracle import Annotator, HumanAnnotator
+from atlas_ray.annotation.oracle import Annotator, HumanAnnotator, OracleAnnotator
 from atlas_ray.exceptions import AtlasError
 from atlas_ray.schema import Fraction, Schema
 
@@ -60,6 +60,12 @@ class Annotation(Schema):
     annotator: Annotator = HumanAnnotator()
     second_reader_share: Fraction = 0.0
     double_reading_share: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _reviewers_are_people(self) -> "Annotation":
+        if isinstance(self.annotator, OracleAnnotator) and self.second_reader_share + self.double_reading_share > 0:
+            raise ValueError("an oracle has no second reader; second_reader_share and double_reading_share must be 0 with it")
+        return self
 
 
 class QueueEntry(Schema):

@@ -12,7 +12,7 @@ import numpy as np
 
 from atlas_ray.annotation.oracle import Mask, OracleAnnotator
 from atlas_ray.annotation.queue import Queue, WorkItem
-from atlas_ray.annotation.revisions import Revisions, Verdict, diff_runs
+from atlas_ray.annotation.revisions import Revisions, Step, Verdict, diff_runs
 from atlas_ray.exceptions import CaseError
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import AttentionComponent
@@ -88,7 +88,8 @@ def annotate_case(
     for component in seen:
         before = organs.mask(case.draft, component.organ)
         verdict = component_verdict(component, attention[component.organ], before, masks.get(component.organ, before))
-        revisions.judge(item.round, item.case_id, component.organ, component.index, verdict, user=oracle.user)
+        where = (item.round, item.case_id, component.organ, component.index)
+        revisions.judge(*where, verdict, user=oracle.user, reading=item.reading)
     minutes = oracle.minutes(len(attention), len(seen))
     return queue.submit(item.item_id, oracle.user, verdict="fixed" if masks else "accepted", seconds=60 * minutes)
 
@@ -97,12 +98,12 @@ def _save(
     oracle: OracleAnnotator, revisions: Revisions, organs: Organs, item: WorkItem, draft: LabelMap, organ: str, new: Mask
 ) -> None:
     """Save what an organ still lacks of its new mask; nothing after a restart that had saved it."""
-    key = (item.round, item.case_id, organ)
-    parent_id = revisions.current(*key)
-    runs = diff_runs(revisions.mask(organs.mask(draft, organ), *key, at=parent_id), new)
+    key, reading = (item.round, item.case_id, organ), item.reading
+    parent_id = revisions.current(*key, reading=reading)
+    runs = diff_runs(revisions.mask(organs.mask(draft, organ), *key, at=parent_id, reading=reading), new)
     if len(runs):
-        seconds = 60 * oracle.minutes_per_organ
-        revisions.save(*key, user=oracle.user, parent_id=parent_id, runs=runs, seconds=seconds, size=new.size)
+        step = Step(name=oracle.user, runs=runs, seconds=60 * oracle.minutes_per_organ)
+        revisions.append(*key, [step], user=oracle.user, parent_id=parent_id, size=new.size, reading=reading)
 
 
 def component_verdict(component: AttentionComponent, attention: Mask, before: Mask, after: Mask) -> Verdict:

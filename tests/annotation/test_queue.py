@@ -305,6 +305,9 @@ def test_the_configuration_section() -> None:
     assert Annotation() == Annotation(database=None, lease_minutes=30, annotator=HumanAnnotator())
     section = Annotation.model_validate({"annotator": {"annotator": "oracle", "scope": "organ"}, "lease_minutes": 5})
     assert section.annotator == OracleAnnotator(scope="organ")
-    for wrong in ({"lease_minutes": 0}, {"annotator": {"annotator": "robot"}}, {"databse": "x"}):
+    reviewed = Annotation.model_validate({"second_reader_share": 0.1, "double_reading_share": 0.05})
+    assert (reviewed.second_reader_share, reviewed.double_reading_share) == (0.1, 0.05)
+    alone = {"annotator": {"annotator": "oracle"}, "second_reader_share": 0.1}  # nobody would be there to accept
+    for wrong in ({"lease_minutes": 0}, {"annotator": {"annotator": "robot"}}, {"databse": "x"}, {"second_reader_share": 2}, alone):
         with pytest.raises(ValidationError):
             Annotation.model_validate(wrong)

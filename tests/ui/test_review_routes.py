@@ -63,9 +63,9 @@ def annotate(client: TestClient, case_id: str, *runs: tuple[int, int, int], verd
     client.post(f"cases/{case_id}/submit", json={"seconds": 60, "verdict": verdict}).raise_for_status()
 
 
-def corner(client: TestClient, case_id: str = "case_0", query: str = "") -> list[int]:
+def corner(client: TestClient, address: str = "case_0") -> list[int]:
     """The organ's first four voxels."""
-    answer = client.get(f"cases/{case_id}/labels/ball{query}")
+    answer = client.get(f"cases/{address}/labels/ball")
     answer.raise_for_status()
     return np.asanyarray(Nifti1Image.from_bytes(answer.content).dataobj).ravel(order="F")[:4].tolist()
 
@@ -132,12 +132,14 @@ def test_two_annotators_read_one_case_blind(as_user: As) -> None:
     assert ben.post("cases/next").json()["reading"] == 2
     assert ben.get("cases/case_0").json()["organs"][0]["rev"] == 0  # the draft, without anna's edit
     assert corner(ben) == [0, 0, 0, 0]
-    assert corner(ben, query="?reading=1") == [0, 0, 0, 0]  # asking for it does not help
+    assert corner(ben, "case_0@1") == [0, 0, 0, 0]  # asking for it does not help
     assert ben.get("cases/case_0/labels/ball/steps").json() == {"rev": 0, "steps": []}
     annotate(ben, "case_0", (1, 2, 1))
     assert (corner(anna), corner(ben)) == ([1, 1, 0, 0], [0, 1, 1, 0])
     assert carl.get("cases/case_0/labels/ball").status_code == 409  # both readings are somebody else's
-    assert (corner(rita), corner(rita, query="?reading=2")) == ([1, 1, 0, 0], [0, 1, 1, 0])
+    assert rita.get("cases/case_0@2/image").status_code == 200
+    assert rita.get("cases/case_0@3").status_code == 404
+    assert (corner(rita), corner(rita, "case_0@2")) == ([1, 1, 0, 0], [0, 1, 1, 0])
 
 
 def test_agreement_and_decision(as_user: As) -> None:
