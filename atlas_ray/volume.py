@@ -147,61 +147,6 @@ def _turned(volume: Volume, change: Array) -> Volume:
     return Volume(voxels, volume.affine @ nibabel.orientations.inv_ornt_aff(change, volume.shape))
 
 
-# --- resampling -----------------------------------------------------------------------------------------------------
-
-
-def linear_weights(n_in: int, n_out: int) -> npt.NDArray[np.float32]:
-    """Matrix [n_out, n_in] that resamples one axis over the same extent: half-voxel-centered linear interpolation,
-    with the triangle widened to the output's voxel when downsampling (antialiasing); borders repeat."""
-    scale = n_in / n_out
-    centers = (np.arange(n_out) + 0.5) * scale - 0.5
-    width = max(1.0, scale)
-    weights: Array = np.maximum(0, 1 - np.abs(np.arange(n_in)[None, :] - centers[:, None]) / width)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
-
-
-def nearest_indices(n_in: int, n_out: int) -> npt.NDArray[np.intp]:
-    """Index of the input voxel under the center of every output voxel, over the same extent."""
-    return np.minimum(((np.arange(n_out) + 0.5) * n_in / n_out).astype(np.intp), n_in - 1)
-
-
-def shape_at_spacing(shape: IntTriple, spacing: Triple, target: Triple) -> IntTriple:
-    """Number of voxels that cover the same extent at about `target` mm; at least one per axis."""
-    x, y, z = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, target, strict=True))
-    return x, y, z
-
-
-def resample(volume: Volume, shape: IntTriple, *, nearest: bool = False) -> Volume:
-    """The same extent on another number of voxels.
-
-    Args:
-        volume: image (linear, float32 result) or label map (`nearest`, same dtype).
-        shape: voxels per axis of the result.
-        nearest: pick voxels instead of mixing them.
-    """
-    voxels: Array = volume.voxels
-    for axis, n_out in enumerate(shape):
-        n_in = voxels.shape[axis]
-        if n_in == n_out:
-            continue
-        if nearest:
-            voxels = voxels.take(nearest_indices(n_in, n_out), axis=axis)
-        else:
-            mixed = np.tensordot(linear_weights(n_in, n_out), voxels.astype(np.float32, copy=False), axes=(1, axis))
-            voxels = np.moveaxis(mixed, 0, axis)
-    if not nearest:
-        voxels = voxels.astype(np.float32, copy=False)
-    return Volume(np.ascontiguousarray(voxels), _affine_at_shape(volume.affine, volume.shape, shape))
-
-
-def _affine_at_shape(affine: Affine, old: IntTriple, new: IntTriple) -> Affine:
-    scale = np.array(old) / np.array(new)
-    moved = affine.copy()
-    moved[:3, :3] = affine[:3, :3] * scale
-    moved[:3, 3] = affine[:3, 3] + affine[:3, :3] @ ((scale - 1) / 2)
-    return moved
-
-
 # --- NIfTI ----------------------------------------------------------------------------------------------------------
 
 

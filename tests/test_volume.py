@@ -17,15 +17,11 @@ from atlas_ray.volume import (
     Volume,
     dicom_series,
     form_disagreement_mm,
-    linear_weights,
-    nearest_indices,
     nifti_bytes,
     onto_grid_of,
     read_volume,
     reorient,
-    resample,
     same_grid,
-    shape_at_spacing,
     write_volume,
 )
 
@@ -175,68 +171,6 @@ def test_spacing_and_volume_come_from_the_affine() -> None:
 def test_other_voxels_must_fit() -> None:
     with pytest.raises(GeometryError, match=r"\(3, 4\) do not fit"):
         Volume(numbered(), AFFINE).with_voxels(np.zeros((3, 4)))
-
-
-# --- resampling -----------------------------------------------------------------------------------------------------
-
-
-def line(values: list[float]) -> Volume:
-    return Volume(np.array(values, np.float32)[:, None, None], np.eye(4))
-
-
-def test_twice_as_many_voxels_are_centered_by_half_a_voxel() -> None:
-    up = resample(line([0, 1, 2, 3]), (8, 1, 1))
-    assert up.voxels[:, 0, 0] == pytest.approx([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
-    assert up.spacing == (0.5, 1, 1)
-    assert up.affine[0, 3] == -0.25  # the first small voxel's center
-
-
-def test_half_as_many_voxels_are_averaged_by_a_triangle() -> None:
-    # centers at 0.5, 2.5, 4.5; half-width 2: weights 1/4, 3/4, 3/4, 1/4 of their sum; what sticks out is left off
-    down = resample(line([0, 0, 8, 0, 0, 0]), (3, 1, 1))
-    assert down.voxels[:, 0, 0] == pytest.approx([8 * 0.25 / 1.75, 8 * 0.75 / 2, 0])
-    assert down.affine[0, 3] == 0.5
-
-
-def test_interpolation_between_three_voxels_and_two() -> None:
-    # scale 1.5: centers at 0.25 and 1.75, triangle of half-width 1.5: (5/6, 1/2, 0) and (0, 1/2, 5/6), each over their sum
-    weights = linear_weights(3, 2)
-    assert weights == pytest.approx(np.array([[0.625, 0.375, 0], [0, 0.375, 0.625]]))
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 9, 4), (17, 5, 2), (7, 6, 5)])
-def test_a_constant_stays_constant(shape: tuple[int, int, int]) -> None:
-    constant = Volume(np.full((7, 6, 5), -1000, np.int16), AFFINE)
-    assert resample(constant, shape).voxels == pytest.approx(np.full(shape, -1000.0), abs=1e-3)
-    assert np.array_equal(resample(constant, shape, nearest=True).voxels, np.full(shape, -1000))
-
-
-def test_nearest_takes_the_voxel_under_the_center() -> None:
-    assert nearest_indices(4, 8).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert nearest_indices(6, 3).tolist() == [1, 3, 5]  # centers at 1, 3, 5 lie on a border; the later voxel has them
-    assert nearest_indices(5, 3).tolist() == [0, 2, 4]
-    assert nearest_indices(1, 4).tolist() == [0, 0, 0, 0]
-
-
-def test_resampling_keeps_the_extent() -> None:
-    volume = Volume(numbered(), AFFINE)
-    up = resample(volume, (7, 9, 11))
-    edge = np.array([-0.5, -0.5, -0.5, 1])
-    assert np.allclose(up.affine @ edge, AFFINE @ edge)
-    far = [6.5, 8.5, 10.5, 1]
-    assert np.allclose(up.affine @ far, AFFINE @ [2.5, 3.5, 4.5, 1])
-
-
-def test_labels_keep_their_type_and_ids() -> None:
-    labels = Volume(np.array([[[0, 200]], [[7, 9]]], np.uint8), np.eye(4))
-    up = resample(labels, (4, 1, 3), nearest=True)
-    assert up.voxels.dtype == np.uint8
-    assert up.voxels[:, 0].tolist() == [[0, 200, 200], [0, 200, 200], [7, 9, 9], [7, 9, 9]]
-
-
-def test_shape_at_spacing_covers_the_extent() -> None:
-    assert shape_at_spacing((512, 512, 99), (0.9, 0.9, 4.25), (1.5, 1.5, 1.5)) == (307, 307, 280)  # 307.2, 280.5 to even
-    assert shape_at_spacing((3, 3, 1), (1, 1, 1), (10, 10, 10)) == (1, 1, 1)
 
 
 # --- reading NIfTI ---------------------------------------------------------------------------------------------------

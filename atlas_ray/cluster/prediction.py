@@ -270,9 +270,8 @@ class Ensemble:
                 spacing=campaign.preprocessing.spacing,
                 device=self.device,
             )
-            probabilities = torch.from_numpy(prediction.bytes_MKXYZ).to(self.device).half() / 255
-            counted = support(probabilities, campaign.pseudo_labels)
-            native = self._on_native_grid(probabilities, counted, case, ras_shape, _ras_spacing(grid))
+            stored = prediction.bytes_MKXYZ
+            native = self._on_native_grid(stored, support(stored, campaign.pseudo_labels), case, ras_shape, _ras_spacing(grid))
         to_image = _Turner(grid, ras_shape)
         label = to_image(clean_label_map(native.label, organs) if campaign.pseudo_labels.largest_component else native.label)
         folder = Path()
@@ -323,25 +322,30 @@ class Ensemble:
         return files
 
     def _on_native_grid(
-        self, probabilities: "torch.Tensor", counted: "torch.Tensor", case: Case, ras_shape: IntTriple, spacing: Triple
+        self, stored: npt.NDArray[np.uint8], counted: npt.NDArray[np.uint32], case: Case, ras_shape: IntTriple, spacing: Triple
     ) -> "_Native":
         """Labels and attention on the image's own grid (in RAS), slab by slab."""
+        import torch
+
         campaign, organs = self.campaign, self.organs
+        bits_K111 = np.arange(len(organs), dtype=np.uint32)[:, None, None, None]
         native = _Native.empty(ras_shape, len(organs), len(self.members))
         threshold = campaign.pseudo_labels.threshold
         halo = campaign.attention.halo(spacing)[2]
-        for slab in native_slabs(probabilities, counted, ras_shape, halo=halo):
-            masked = slab.probabilities_MKXYZ * slab.support_MKXYZ
+        for slab in native_slabs(stored, counted, ras_shape, halo=halo):
+            probabilities_MKXYZ = torch.from_numpy(slab.bytes_MKXYZ).to(self.device).float() / 255
+            support_MKXYZ = torch.from_numpy((slab.support_MXYZ[:, None] >> bits_K111 & 1).astype(bool)).to(self.device)
+            masked = probabilities_MKXYZ * support_MKXYZ
             inner = slab.inner(masked)
             z = slice(slab.start, slab.stop)
             mean_KXYZ = inner.mean(dim=0)
             native.label[..., z] = label_map(mean_KXYZ, organs, threshold)
             for m, architecture_label in enumerate(native.architecture_labels):
                 architecture_label[..., z] = label_map(inner[m], organs, threshold)
-            native.add_entropy(slab.inner(slab.probabilities_MKXYZ).mean(dim=0))
+            native.add_entropy(slab.inner(probabilities_MKXYZ).mean(dim=0))
             maps = campaign.attention(
-                slab.probabilities_MKXYZ,
-                support_MKXYZ=slab.support_MKXYZ,
+                probabilities_MKXYZ,
+                support_MKXYZ=support_MKXYZ,
                 organs=organs,
                 spacing=spacing,
                 skip=frozenset(case.labeled_organs) if case.split == "train" else frozenset(),  # a holdout is watched whole

@@ -29,8 +29,9 @@ from scipy.spatial.transform import Rotation
 
 from atlas_ray.exceptions import ConfigError, LabelError
 from atlas_ray.organs import CONFIGS, LabelMap, Organs
+from atlas_ray.resampling import resample_labels, shape_at_spacing
 from atlas_ray.schema import Fraction, IntTriple, Millimeters, Schema, Triple
-from atlas_ray.volume import Affine, Volume, reorient, resample, shape_at_spacing
+from atlas_ray.volume import Affine, Volume, reorient
 
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -165,7 +166,7 @@ def textured_patient(
         raise LabelError(f"label ids {unknown} have no organ; {organs.name} knows {sorted(organs.label_ids)}")
     label = label.with_voxels(label.voxels.astype(np.uint8, copy=False))
     if spacing is not None:
-        label = resample(label, shape_at_spacing(label.shape, label.spacing, spacing), nearest=True)
+        label = resample_labels(label, shape_at_spacing(label.shape, label.spacing, spacing))
     ras = reorient(label, "RAS")
     body = _around_organs(_draw_body(anatomy, streams, names), organs)
     frame = _anchored_frame(body, ras, organs)

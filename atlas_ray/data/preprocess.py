@@ -13,8 +13,9 @@ from pydantic import model_validator
 
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case
+from atlas_ray.resampling import resample_image, resample_labels, shape_at_spacing
 from atlas_ray.schema import Schema, Triple
-from atlas_ray.volume import Volume, read_volume, reorient, resample, shape_at_spacing
+from atlas_ray.volume import Volume, read_volume, reorient
 from atlas_ray.workspace import new_folder
 
 FOREGROUND_VOXELS = 4096  # per organ and case; enough that a patch center is rarely drawn twice
@@ -44,8 +45,9 @@ def to_network_grid(image: Volume, preprocessing: Preprocessing) -> Volume:
     """CT in RAS at the networks' spacing: int16 HU, 12-bit range. Covers exactly the image's extent."""
     ras = reorient(image)
     shape = shape_at_spacing(ras.shape, ras.spacing, preprocessing.spacing)
-    clipped = Volume(np.clip(ras.voxels, *HU_RANGE), ras.affine)
-    resampled = resample(clipped, shape)
+    resampled = resample_image(ras, shape, limits=HU_RANGE)
+    if resampled.voxels.dtype == np.int16:
+        return resampled
     return Volume(np.rint(resampled.voxels).astype(np.int16), resampled.affine)
 
 
@@ -53,7 +55,7 @@ def label_to_network_grid(label: Volume, preprocessing: Preprocessing) -> LabelM
     """Label map in RAS at the networks' spacing, [X, Y, Z] uint8; nearest, so no label is invented."""
     ras = reorient(label)
     shape = shape_at_spacing(ras.shape, ras.spacing, preprocessing.spacing)
-    return np.asarray(resample(ras, shape, nearest=True).voxels, np.uint8)
+    return np.asarray(resample_labels(ras, shape).voxels, np.uint8)
 
 
 def cache_key(case: Case, label: Path, preprocessing: Preprocessing, organs: Organs) -> str:

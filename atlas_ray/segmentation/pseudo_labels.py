@@ -3,23 +3,32 @@
 The order is the authors' (paper-algorithm a.2, a.3, a.5): threshold and clean each architecture's mask at the networks' spacing,
 note where its soft prediction counts (the mask dilated by one voxel), bring everything to the CT's grid, average there.
 
-Probabilities travel by linear interpolation, organ by organ; the authors use nearest, which costs about two points of Dice at the
-organs' borders. Not covered: their lung split and vessel rules, which concern organs outside the nine.
+Probabilities are bytes, round(255 p), and travel by linear interpolation in float32, rounded to bytes again; the authors use
+nearest, which costs about two points of Dice at the organs' borders. Where a prediction counts travels by nearest, a bit per organ.
+This runs on the CPU, wherever the networks ran. Not covered: the authors' lung split and vessel rules, which concern organs outside
+the nine.
 
 Axis letters: M architectures, K organs, X Y Z.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from atlas_ray.exceptions import LabelError
 from atlas_ray.organs import LabelMap, Organs
+from atlas_ray.resampling import linear_taps, nearest_indices
 from atlas_ray.schema import IntTriple, Schema
-from atlas_ray.volume import linear_weights, nearest_indices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint32]  # bit k stands for organ k
+MOST_ORGANS = 32
 
 
 class PseudoLabels(Schema):
@@ -34,39 +43,57 @@ class PseudoLabels(Schema):
     largest_component: bool = True
 
 
-def keep_largest(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The largest 26-connected component of a mask [X, Y, Z]; of equal ones the first met; an empty mask stays empty."""
-    import cc3d
-
-    labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
-    if count < 2:
-        return mask
-    sizes = cc3d.statistics(labels)["voxel_counts"]
-    return np.asarray(labels == 1 + int(np.argmax(sizes[1:])), bool)
-
-
-def support(probabilities_MKXYZ: Tensor, settings: PseudoLabels) -> Tensor:
+def support(bytes_MKXYZ: Bytes, settings: PseudoLabels) -> Words:
     """Where each architecture's soft prediction counts: its cleaned hard mask, dilated once by the full 3x3x3 cube (a.3).
 
+    Args:
+        bytes_MKXYZ: probabilities at the networks' spacing; an array or a memory map, not copied where X is the fastest axis.
+
     Returns:
-        bool [M, K, X, Y, Z].
+        support_MXYZ: bit k is set where organ k counts. X is the fastest axis.
+
+    Raises:
+        LabelError: more than 32 organs.
     """
-    hard_MKXYZ = probabilities_MKXYZ > settings.threshold
-    if settings.largest_component:
-        for m, k in np.ndindex(*hard_MKXYZ.shape[:2]):
-            hard_MKXYZ[m, k] = torch.from_numpy(keep_largest(hard_MKXYZ[m, k].cpu().numpy())).to(hard_MKXYZ.device)
-    return _dilate_once(hard_MKXYZ)
+    from atlas_ray.loops import box_above, count_parts, mark_dilated
+
+    M, K, *shape = bytes_MKXYZ.shape
+    if K > MOST_ORGANS:
+        raise LabelError(f"{K} organs do not fit the bits of a word; {MOST_ORGANS} are allowed")
+    limit = int(255 * settings.threshold)
+    words_MZYX = np.zeros((M, *shape[::-1]), np.uint32)
+    for m, k in np.ndindex(M, K):
+        organ_ZYX = np.ascontiguousarray(bytes_MKXYZ[m, k].T)
+        box = box_above(organ_ZYX, limit)
+        parts_ZYX, part = np.asarray(organ_ZYX[_inside(box)] > limit, np.uint8), 1
+        if settings.largest_component:
+            parts_ZYX, count = _components(parts_ZYX)
+            sizes, _ = count_parts(parts_ZYX.reshape(-1), parts_ZYX.reshape(-1), count)
+            part = 1 + int(sizes[1:].argmax()) if count else 1
+        mark_dilated(parts_ZYX, part, box[0], k, words_MZYX[m])
+    return words_MZYX.swapaxes(1, 3)
 
 
-def _dilate_once(masks: Tensor) -> Tensor:
-    """3x3x3 dilation as three one-dimensional ones: shifts of a bool tensor, no pooling."""
-    for axis in (-3, -2, -1):
-        grown = masks.clone()
-        n = masks.shape[axis]
-        grown.narrow(axis, 1, n - 1).logical_or_(masks.narrow(axis, 0, n - 1))
-        grown.narrow(axis, 0, n - 1).logical_or_(masks.narrow(axis, 1, n - 1))
-        masks = grown
-    return masks
+def _inside(box: npt.NDArray[np.int64]) -> tuple[slice, ...]:
+    return tuple(slice(int(low), int(high)) for low, high in box.T)
+
+
+def _components(values: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], int]:
+    """Number every 26-connected region of one value from 1 on, in the order they are met; 0 stays 0. Three axes, C order."""
+    import cc3d
+
+    if 0 in values.shape:
+        return values, 0
+    is_line = sorted(values.shape)[1] == 1
+    padded = np.pad(values, (0, 1)) if is_line else values  # cc3d 4.1.1 raises "maximum length exception" on lines such as 1 0 1
+    parts, count = cc3d.connected_components(padded, connectivity=26, return_N=True)
+    a, b, c = values.shape
+    return np.ascontiguousarray(parts[:a, :b, :c]), int(count)
+
+
+# --- to the image's grid ---------------------------------------------------------------------------------------------
+
+Sliced = TypeVar("Sliced", Bytes, Words, "Tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,69 +103,55 @@ class Slab:
     Args:
         start, stop: first and one-past-last slice it stands for.
         context: slices of context before `start` that are included (fewer at the border).
-        probabilities_MKXYZ: float32, context included.
-        support_MKXYZ: bool, the same shape.
+        bytes_MKXYZ: probabilities as round(255 p), context included; C order.
+        support_MXYZ: bit k is set where organ k counts, the same slices.
     """
 
     start: int
     stop: int
     context: int
-    probabilities_MKXYZ: Tensor
-    support_MKXYZ: Tensor
+    bytes_MKXYZ: Bytes
+    support_MXYZ: Words
 
-    def inner(self, array: Tensor) -> Tensor:
+    def inner(self, array: Sliced) -> Sliced:
         """The slices the slab stands for, of an array over the slab."""
         return array[..., self.context : self.context + self.stop - self.start]
 
 
-def native_slabs(
-    probabilities_MKXYZ: Tensor, support_MKXYZ: Tensor, shape: IntTriple, *, halo: int, memory_mb: float = 300
-) -> Iterator[Slab]:
+def native_slabs(bytes_MKXYZ: Bytes, support_MXYZ: Words, shape: IntTriple, *, halo: int, memory_mb: float = 300) -> Iterator[Slab]:
     """Probabilities on the image's own grid (in RAS), a few slices at a time, so that memory does not grow with the volume.
 
     Args:
-        probabilities_MKXYZ: at the networks' spacing, covering the same extent.
-        support_MKXYZ: where they count, same shape.
+        bytes_MKXYZ: at the networks' spacing, covering the same extent; as `support` takes them.
+        support_MXYZ: where they count, same grid.
         shape: of the image in RAS.
         halo: slices of context on both sides of each slab.
-        memory_mb: about how much one slab's float32 probabilities may take.
+        memory_mb: how much one slab may take, where that leaves room for twice the context.
     """
-    M, K, nx, ny, nz = probabilities_MKXYZ.shape
-    device = probabilities_MKXYZ.device
-    weights = [torch.from_numpy(linear_weights(n, out)).to(device) for n, out in zip((nx, ny, nz), shape, strict=True)]
-    nearest = [torch.from_numpy(nearest_indices(n, out)).to(device) for n, out in zip((nx, ny, nz), shape, strict=True)]
-    slice_mb = 4 * M * K * shape[0] * shape[1] / 2**20
+    from atlas_ray.loops import box_above, interpolate_bytes
+
+    M, K, *grid = bytes_MKXYZ.shape
+    taps = [linear_taps(n, out) for n, out in zip(grid, shape, strict=True)]
+    first, weights = tuple(tap[0] for tap in taps), tuple(tap[1] for tap in taps)
+    nearest = [nearest_indices(n, out) for n, out in zip(grid, shape, strict=True)]
+    organs = {(m, k): np.ascontiguousarray(bytes_MKXYZ[m, k].T) for m, k in np.ndindex(M, K)}
+    boxes = {key: box_above(organ_ZYX, 0) for key, organ_ZYX in organs.items()}
+    slice_mb = M * (K + 4) * shape[0] * shape[1] / 2**20
     step = max(1, 2 * halo, int(memory_mb / slice_mb) - 2 * halo)  # at most twice the work is context
     for start in range(0, shape[2], step):
         stop = min(start + step, shape[2])
         low, high = max(0, start - halo), min(shape[2], stop + halo)
-        yield Slab(
-            start=start,
-            stop=stop,
-            context=start - low,
-            probabilities_MKXYZ=_resample_slices(probabilities_MKXYZ, weights, slice(low, high)),
-            support_MKXYZ=support_MKXYZ[..., nearest[2][low:high]][..., nearest[1], :][..., nearest[0], :, :],
-        )
+        result_MKXYZ = np.zeros((M, K, shape[0], shape[1], high - low), np.uint8)
+        for key, organ_ZYX in organs.items():
+            interpolate_bytes(organ_ZYX, boxes[key], first, weights, low, result_MKXYZ[key])
+        words_MXYZ = support_MXYZ.take(nearest[2][low:high], axis=3).take(nearest[1], axis=2).take(nearest[0], axis=1)
+        yield Slab(start, stop, start - low, result_MKXYZ, words_MXYZ)
 
 
-def _resample_slices(probabilities_MKXYZ: Tensor, weights: list[Tensor], slices: slice) -> Tensor:
-    """Linear resampling by three matrix products, the last axis only for `slices`; organ by organ to keep temporaries small."""
-    w_x, w_y, w_z = weights[0], weights[1], weights[2][slices]
-    touched = torch.nonzero(w_z.abs().sum(0))[:, 0]
-    first, last = int(touched[0]), int(touched[-1]) + 1
-    M, K = probabilities_MKXYZ.shape[:2]
-    result = torch.empty((M, K, len(w_x), len(w_y), len(w_z)), dtype=torch.float32, device=probabilities_MKXYZ.device)
-    for m, k in np.ndindex(M, K):
-        coarse = probabilities_MKXYZ[m, k, :, :, first:last].float()
-        if not bool((coarse > 0).any()):
-            result[m, k] = 0
-            continue
-        in_z = coarse @ w_z[:, first:last].T
-        result[m, k] = torch.einsum("ax,xyz,by->abz", w_x, in_z, w_y)
-    return result
+# --- labels ----------------------------------------------------------------------------------------------------------
 
 
-def label_map(probabilities_KXYZ: Tensor, organs: Organs, threshold: float) -> LabelMap:
+def label_map(probabilities_KXYZ: "Tensor", organs: Organs, threshold: float) -> LabelMap:
     """One label per voxel: of the organs above the threshold the most probable, 0 where there is none.
 
     Args:
@@ -147,16 +160,29 @@ def label_map(probabilities_KXYZ: Tensor, organs: Organs, threshold: float) -> L
     Returns:
         uint8 [X, Y, Z], label ids of `organs`.
     """
+    import torch
+
     best_XYZ, channel_XYZ = probabilities_KXYZ.max(dim=0)
     ids = torch.tensor(organs.label_ids, dtype=torch.uint8, device=probabilities_KXYZ.device)
     return np.asarray(torch.where(best_XYZ > threshold, ids[channel_XYZ], ids.new_zeros(())).cpu().numpy(), np.uint8)
 
 
 def clean_label_map(labels: LabelMap, organs: Organs) -> LabelMap:
-    """Only the largest component of every organ; the rest becomes background. Returns a new array."""
-    cleaned = labels.copy()
-    for name in organs.names:
-        mask = organs.mask(labels, name)
-        if mask.any():
-            cleaned[mask & ~keep_largest(mask)] = 0
-    return cleaned
+    """Only the largest 26-connected component of every organ, of equal ones the first met; the rest becomes background.
+
+    Returns a new array, in the same order of memory.
+    """
+    from atlas_ray.loops import box_above, count_parts, erase_parts
+
+    cleaned = labels.T.copy() if labels.flags.f_contiguous else np.array(labels, order="C")
+    inside = _inside(box_above(cleaned, 0))
+    values = np.ascontiguousarray(cleaned[inside])
+    parts, count = _components(values)
+    sizes, label_ids = count_parts(parts.reshape(-1), values.reshape(-1), count)
+    keep = ~np.isin(label_ids, organs.label_ids)
+    for label_id in organs.label_ids:
+        if len(own := np.flatnonzero(label_ids == label_id)):
+            keep[own[sizes[own].argmax()]] = True
+    erase_parts(values.reshape(-1), parts.reshape(-1), keep)
+    cleaned[inside] = values
+    return cleaned.T if labels.flags.f_contiguous else cleaned
