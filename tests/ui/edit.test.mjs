@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { OrganEdit, UNDO_DEPTH, bake, encodeRuns, protectedIds } from "../../ui/static/edit.js";
+import { OrganEdit, UNDO_DEPTH, bake, protectedIds, rebuildStacks } from "../../ui/static/edit.js";
+import { applyRuns } from "../../ui/static/runs.js";
 
 const DIMS = [7, 5, 3];
 const SPACING = [1, 1, 4];
@@ -112,80 +113,68 @@ test("the undo history is bounded", () => {
   assert.equal(steps, UNDO_DEPTH);
 });
 
-test("runs are start, length, value in file order", () => {
+test("a step says what changed as runs in file order, and undo says the opposite", () => {
   const edit = fresh();
   edit.mask[at(6, 4, 2)] = 1;
-  edit.begin("both");
-  edit.paint([3, 2, 0], [3, 2, 0], disc);
-  edit.paint([6, 4, 2], [6, 4, 2], { ...disc, radius: 0.5, value: 0 });
-  edit.end();
-  assert.deepEqual([...edit.takeRuns()], [at(3, 1, 0), 1, 1, at(2, 2, 0), 3, 1, at(3, 3, 0), 1, 1, at(6, 4, 2), 1, 0]);
+  const step = paint(edit, [3, 2, 0]);
+  assert.deepEqual([step.name, step.kind], ["paint", "edit"]);
+  assert.deepEqual([...step.runs], [at(3, 1, 0), 1, 1, at(2, 2, 0), 3, 1, at(3, 3, 0), 1, 1]);
+  const undone = edit.undo();
+  assert.deepEqual([undone.name, undone.kind], ["paint", "undo"]);
+  assert.deepEqual([...undone.runs], [at(3, 1, 0), 1, 0, at(2, 2, 0), 3, 0, at(3, 3, 0), 1, 0]);
+  assert.deepEqual([edit.redo().kind, edit.mask[at(3, 2, 0)]], ["redo", 1]);
 });
 
-test("neighboring voxels of different values are different runs", () => {
-  assert.deepEqual([...encodeRuns([4, 5, 6, 8], Uint8Array.from([0, 0, 0, 0, 1, 1, 0, 0, 0]))], [4, 2, 1, 6, 1, 0, 8, 1, 0]);
-});
-
-test("what is undone before it was saved is not sent", () => {
+test("an open stroke can be looked at without ending it", () => {
   const edit = fresh();
-  paint(edit, [3, 2, 0]);
-  edit.undo();
-  assert.equal(edit.dirty, false);
-  assert.equal(edit.takeRuns(), null);
+  edit.begin("paint");
+  edit.paint([1, 1, 0], [1, 1, 0], { ...disc, radius: 0.5 });
+  assert.deepEqual([...edit.soFar().runs], [at(1, 1, 0), 1, 1]);
+  edit.paint([2, 1, 0], [2, 1, 0], { ...disc, radius: 0.5 });
+  assert.deepEqual([...edit.end().runs], [at(1, 1, 0), 2, 1]);
 });
 
-test("undo after a save is sent as its opposite", () => {
+test("a proposal's runs change only what differs and is not blocked", () => {
   const edit = fresh();
-  paint(edit, [3, 2, 0], [3, 2, 0], { ...disc, radius: 0.5 });
-  edit.takeRuns();
-  edit.confirm();
-  assert.equal(edit.dirty, false);
-  edit.undo();
-  assert.deepEqual([...edit.takeRuns()], [at(3, 2, 0), 1, 0]);
+  edit.mask.set([1, 0, 1, 0]);
+  const step = edit.write("grow", Uint32Array.from([0, 2, 1, 2, 2, 0]), (voxel, value) => voxel === 1 && value === 1);
+  assert.deepEqual([...step.runs], [2, 1, 0]);
+  assert.deepEqual([...edit.mask.slice(0, 4)], [1, 0, 0, 0]);
 });
 
-test("a save that failed is sent again, together with what was painted and undone meanwhile", () => {
+test("the steps sent to the server rebuild mask, undo and redo, after any mixture of steps", () => {
   const edit = fresh();
-  paint(edit, [1, 1, 0], [1, 1, 0], { ...disc, radius: 0.5 });
-  paint(edit, [5, 1, 0], [5, 1, 0], { ...disc, radius: 0.5 });
-  edit.takeRuns();
-  edit.undo();
-  paint(edit, [1, 3, 0], [1, 3, 0], { ...disc, radius: 0.5 });
-  edit.putBack();
-  assert.deepEqual([...edit.takeRuns()], [at(1, 1, 0), 1, 1, at(1, 3, 0), 1, 1]);
-});
-
-test("runs replayed on the server's mask give the mask on the screen, after any mixture of steps", () => {
-  const edit = fresh();
-  const server = new Uint8Array(105);
+  const sent = [];
   let seed = 7;
   const random = (n) => (seed = (seed * 48271) % 2147483647) % n;
   for (let n = 0; n < 400; n++) {
     const p = [random(7), random(5), random(3)];
     const how = { radius: 0.5 + random(4), value: random(2), across: random(3), sphere: random(2) === 1 };
-    [() => paint(edit, p, [random(7), random(5), p[2]], how), () => edit.undo(), () => edit.redo()][random(3)]();
-    if (random(4)) continue;
-    const runs = edit.takeRuns();
-    if (!runs) continue;
-    if (random(3) === 0) { edit.putBack(); continue; }
-    for (let r = 0; r < runs.length; r += 3) server.fill(runs[r + 2], runs[r], runs[r] + runs[r + 1]);
-    edit.confirm();
-    for (const voxel of edit.unsaved) assert.fail(`voxel ${voxel} still unsaved`);
-    assert.deepEqual(server, edit.mask);
+    const step = [() => paint(edit, p, [random(7), random(5), p[2]], how), () => edit.undo(), () => edit.redo()][random(3)]();
+    if (step) sent.push(step);
   }
+  const mask = new Uint8Array(105);
+  for (const { runs } of sent) applyRuns(mask, runs);
+  assert.deepEqual(mask, edit.mask);
+  const { past, future } = rebuildStacks(sent);
+  assert.deepEqual(past, edit.past);
+  assert.deepEqual(future, edit.future);
 });
 
-test("rebasing sets the own voxels on top of a newer label and keeps everybody else's", () => {
+test("of a history that begins in the middle, an undo whose step is not known can still be redone", () => {
+  const { past, future } = rebuildStacks([{ name: "paint", kind: "undo", runs: Uint32Array.from([4, 2, 0]) }]);
+  assert.deepEqual(past, []);
+  assert.deepEqual(future.map(({ name, runs }) => [name, ...runs]), [["paint", 4, 2, 1]]);
+});
+
+test("somebody's steps slip under the own ones", () => {
   const edit = fresh();
-  paint(edit, [1, 1, 0], [1, 1, 0], { ...disc, radius: 0.5 });
-  const newer = new Uint8Array(105);
-  newer[at(5, 4, 2)] = 1;
-  edit.rebase(newer);
+  const own = paint(edit, [1, 1, 0], [1, 1, 0], { ...disc, radius: 0.5 });
+  const theirs = { name: "paint", kind: "edit", runs: Uint32Array.from([at(5, 4, 2), 1, 1]) };
+  edit.slipUnder([own], [theirs], [theirs, own]);
   assert.deepEqual([at(1, 1, 0), at(5, 4, 2)].map((v) => edit.mask[v]), [1, 1]);
-  assert.deepEqual([...edit.takeRuns()], [at(1, 1, 0), 1, 1]);
-  edit.confirm();
   edit.undo();
-  assert.deepEqual(edit.mask, newer);
+  assert.deepEqual([at(1, 1, 0), at(5, 4, 2)].map((v) => edit.mask[v]), [0, 1]);
 });
 
 test("baking an organ into the label map leaves the other organs", () => {

@@ -23,12 +23,9 @@ def run_node(test_file: str, **environment: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_strokes_undo_and_runs() -> None:
-    run_node("edit.test.mjs")
-
-
-def test_save_loop() -> None:
-    run_node("client.test.mjs")
+@pytest.mark.parametrize("noun", ["runs", "edit", "region", "outbox", "controls"])
+def test_without_a_browser(noun: str) -> None:
+    run_node(f"{noun}.test.mjs")
 
 
 def diagonal(*signed_spacing: float, order: tuple[int, int, int] = (0, 1, 2)) -> np.ndarray:

@@ -1,8 +1,8 @@
-// The server as the editor sees it, and the loop that saves. No DOM.
+// The server as the editor sees it. No DOM.
 
-const AUTOSAVE_MS = 800; // after the last stroke
-const AUTOSAVE_LATEST_MS = 2000; // after the first unsaved one: what a crash may cost at most
-const RETRY_MS = 3000;
+import { inflateRuns, packRuns, unpackRuns } from "./runs.js";
+
+export const HISTORY_STEPS = 200;
 
 export class Conflict extends Error {
   constructor(current) {
@@ -46,110 +46,32 @@ export class Client {
     return { buffer: await response.arrayBuffer(), revision: unquote(response.headers.get("ETag")) };
   }
 
-  /** Compare-and-set: the runs are stored only on top of `revision`. Returns the new revision; raises Conflict. */
-  async putRuns(caseId, organ, runs, { revision, seconds }) {
-    const url = `${this.url("cases", caseId, "labels", organ)}?seconds=${seconds.toFixed(1)}`;
-    const packed = new Blob([runs]).stream().pipeThrough(new CompressionStream("gzip"));
-    const body = await new Response(packed).arrayBuffer();
-    const headers = { "If-Match": `"${revision}"`, "Content-Type": "application/octet-stream" };
-    const response = await fetch(url, { method: "PUT", headers, body });
+  /** Compare-and-set: the steps are appended only on top of `revision`. Returns the new revision; raises Conflict. */
+  async postSteps(caseId, organ, steps, revision) {
+    const packed = await Promise.all(steps.map(async ({ name, kind, seconds = 0, component = null, runs }) => ({ name, kind, seconds, component, runs: await packRuns(runs) })));
+    const headers = { "If-Match": `"${revision}"`, "Content-Type": "application/json", Accept: "application/json" };
+    const response = await fetch(this.url("cases", caseId, "labels", organ, "steps"), { method: "POST", headers, body: JSON.stringify({ steps: packed }) });
     if (response.status === 412) throw new Conflict((await response.json()).current);
     return (await (await check(response)).json()).rev;
+  }
+
+  /** The organ's latest steps, oldest first, with their runs. Returns {rev, steps}. */
+  async steps(caseId, organ, { after = null } = {}) {
+    const query = after === null ? "" : `&after=${after}`;
+    const response = await check(await fetch(`${this.url("cases", caseId, "labels", organ, "steps")}?last=${HISTORY_STEPS}${query}`));
+    const { rev, steps } = await response.json();
+    return { rev, steps: await Promise.all(steps.map(async (step) => ({ ...step, runs: await unpackRuns(step.runs) }))) };
+  }
+
+  /** What a tool of the server would change, as runs; nothing is saved. */
+  async propose(caseId, organ, request) {
+    const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request) };
+    const response = await check(await fetch(this.url("cases", caseId, "labels", organ, "propose"), options));
+    return inflateRuns(new Uint8Array(await response.arrayBuffer()));
   }
 }
 
 function unquote(etag) {
   const found = /"(\d+)/.exec(etag ?? "");
   return found ? Number(found[1]) : 0;
-}
-
-/** Seconds the annotator was really at work: time between inputs counts only where it is short. */
-export class Stopwatch {
-  constructor(idleMs = 15000) {
-    Object.assign(this, { idleMs, last: 0, seconds: 0 });
-  }
-
-  touch(now = performance.now()) {
-    if (this.last && now - this.last < this.idleMs) this.seconds += (now - this.last) / 1000;
-    this.last = now;
-  }
-
-  /** Seconds since they were last taken. */
-  take() {
-    const seconds = this.seconds;
-    this.seconds = 0;
-    return seconds;
-  }
-}
-
-/**
- * Saves one organ's edits soon after every stroke, one request at a time.
- * `report(state, detail)` gets "saved", "unsaved", "saving", "offline", "refused" or "conflict".
- */
-export class Saver {
-  constructor(client, { caseId, organ, edit, revision, stopwatch, report }) {
-    Object.assign(this, { client, caseId, organ, edit, revision, stopwatch, report });
-    this.timer = null;
-    this.firstUnsaved = 0;
-    this.running = null;
-    this.blocked = false; // after a conflict nothing is sent until the annotator has looked
-  }
-
-  get pending() {
-    return this.edit.dirty || this.running !== null;
-  }
-
-  /** Something changed: save soon. */
-  touch() {
-    if (!this.edit.dirty) return this.running ? undefined : this.report("saved");
-    if (this.blocked) return this.report("conflict");
-    const now = performance.now();
-    this.firstUnsaved ||= now;
-    clearTimeout(this.timer);
-    const wait = Math.max(0, Math.min(AUTOSAVE_MS, this.firstUnsaved + AUTOSAVE_LATEST_MS - now));
-    this.timer = setTimeout(() => this.flush().catch(() => {}), wait);
-    return this.report("unsaved");
-  }
-
-  /** Save now; resolves when everything up to this call is stored, rejects when it is not. */
-  async flush() {
-    clearTimeout(this.timer);
-    if (this.running) await this.running.catch(() => {});
-    if (!this.edit.dirty) return;
-    this.running = this.send();
-    try {
-      await this.running;
-    } finally {
-      this.running = null;
-    }
-    this.touch();
-  }
-
-  async send() {
-    const runs = this.edit.takeRuns();
-    this.firstUnsaved = 0;
-    this.report("saving");
-    const seconds = this.stopwatch.take();
-    try {
-      this.revision = await this.client.putRuns(this.caseId, this.organ, runs, { revision: this.revision, seconds });
-      this.edit.confirm();
-    } catch (error) {
-      this.edit.putBack();
-      this.stopwatch.seconds += seconds;
-      await this.failed(error);
-      throw error;
-    }
-  }
-
-  async failed(error) {
-    if (error instanceof Conflict) {
-      this.blocked = true;
-      this.report("conflict", error.current);
-    } else if (error.status) {
-      this.report("refused", error.message); // trying again would be refused again
-    } else {
-      this.report("offline");
-      this.timer = setTimeout(() => this.flush().catch(() => {}), RETRY_MS);
-    }
-  }
 }

@@ -1,80 +1,61 @@
-// The edit core: one organ's own binary mask, strokes, undo/redo and what still has to be saved. No DOM, no network.
+// The edit core: one organ's own binary mask, its strokes, and its undo and redo. No DOM, no network.
 //
-// A mask voxel is 0 or 1, so every change is a flip. That makes undo, redo, and "differs from the server" the same operation:
-// a step is the set of voxels it flipped, and a voxel is unsaved when it was flipped an odd number of times since the last save.
+// Every operation gives a step {name, kind: "edit" | "undo" | "redo", runs}: what the server has to be told, so that its history
+// and this one are the same list and undo outlives a reload.
+
+import { Numbers, applyRuns, encodeRuns, eachVoxel, inverseRuns } from "./runs.js";
 
 export const UNDO_DEPTH = 200;
 
-/** A set of voxels as [start, length, value, ...] runs of file voxel order (x fastest). `voxels` is ascending. */
-export function encodeRuns(voxels, mask) {
-  const runs = [];
-  for (const voxel of voxels) {
-    const last = runs.length - 3;
-    if (last >= 0 && runs[last] + runs[last + 1] === voxel && runs[last + 2] === mask[voxel]) runs[last + 1] += 1;
-    else runs.push(voxel, 1, mask[voxel]);
-  }
-  return Uint32Array.from(runs);
-}
-
-/** Grows by doubling; pushing to a plain array of a million numbers is several times slower. */
-class VoxelList {
-  #voxels = new Uint32Array(1024);
-  length = 0;
-
-  push(voxel) {
-    if (this.length === this.#voxels.length) {
-      const grown = new Uint32Array(this.length * 2);
-      grown.set(this.#voxels);
-      this.#voxels = grown;
+/** The undo and redo stacks that a list of steps leaves, oldest first. Someone's revert is an edit like any other. */
+export function rebuildStacks(steps) {
+  const [past, future] = [[], []];
+  for (const { name, kind, runs } of steps) {
+    if (kind === "undo") future.push(past.pop() ?? { name, runs: inverseRuns(runs) });
+    else if (kind === "redo") past.push(future.pop() ?? { name, runs });
+    else {
+      past.push({ name, runs });
+      future.length = 0;
     }
-    this.#voxels[this.length++] = voxel;
   }
-
-  toArray() {
-    return this.#voxels.slice(0, this.length);
-  }
+  return { past: past.slice(-UNDO_DEPTH), future: future.slice(-UNDO_DEPTH) };
 }
 
 export class OrganEdit {
   /**
-   * @param {{mask: Uint8Array, dims: number[], spacing: number[]}} grid mask in file order, 0 or 1, edited in place;
-   *   dims in voxels and spacing in mm per file axis.
+   * @param {{mask: Uint8Array, dims: number[], spacing: number[], steps: object[]}} grid mask in file order, 0 or 1, edited in
+   *   place; dims in voxels and spacing in mm per file axis; the steps that made the mask, oldest first.
    */
-  constructor({ mask, dims, spacing }) {
-    Object.assign(this, { mask, dims, spacing });
-    this.past = [];
-    this.future = [];
-    this.unsaved = new Set();
-    this.inFlight = null;
-    this.stroke = null;
-  }
-
-  get dirty() {
-    return this.unsaved.size > 0;
-  }
-
-  /** Take up the same organ again with a mask freshly read from the server; the undo history stays. */
-  attach(mask) {
-    this.mask = mask;
+  constructor({ mask, dims, spacing, steps = [] }) {
+    Object.assign(this, { mask, dims, spacing, stroke: null, ...rebuildStacks(steps) });
   }
 
   // --- strokes ---
 
   /** Start a named step; everything painted until `end` is undone at once. */
   begin(name) {
-    this.stroke = { name, voxels: new VoxelList() };
+    this.stroke = { name, voxels: new Numbers() };
+  }
+
+  /** What the open stroke has changed so far, as a step. */
+  soFar() {
+    const { name, voxels } = this.stroke;
+    return { name, kind: "edit", runs: encodeRuns(voxels.toArray().sort(), this.mask) };
   }
 
   /** Close the step. Returns it, or null where nothing changed. */
   end() {
-    const { name, voxels } = this.stroke ?? { voxels: new VoxelList() };
+    if (!this.stroke) return null;
+    const step = this.soFar();
     this.stroke = null;
-    if (!voxels.length) return null;
-    const step = { name, voxels: voxels.toArray() };
-    this.past.push(step);
+    return step.runs.length ? this.#push(step) : null;
+  }
+
+  #push({ name, kind, runs }) {
+    this.past.push({ name, runs });
     if (this.past.length > UNDO_DEPTH) this.past.shift();
     this.future = [];
-    return step;
+    return { name, kind, runs };
   }
 
   /**
@@ -86,50 +67,35 @@ export class OrganEdit {
    *   value 1 paints, 0 erases;
    *   across the file axis perpendicular to the plane painted in;
    *   sphere true reaches into neighbor slices, false stays in the slice of `from`;
-   *   blocked (voxel) => true where painting is not allowed (another organ, outside the HU gate)
+   *   blocked (voxel) => true where nothing may change (another organ, outside the HU gate)
    */
-  paint(from, to, { radius, value, across, sphere = false, blocked = null }) {
-    const { dims, spacing, mask } = this;
-    // A radius below half a voxel would leave gaps between the voxels a fast stroke passes.
-    const reach = Math.max(radius, ...[0, 1, 2].filter((a) => a !== across).map((a) => spacing[a] / 2));
-    const [low, high] = this.#bounds(from, to, reach, across, sphere);
-    const capsule = distanceToSegment(from, to, spacing, sphere ? -1 : across);
-    let changed = 0;
-    for (let z = low[2]; z <= high[2]; z++) {
-      for (let y = low[1]; y <= high[1]; y++) {
-        const row = dims[0] * (y + dims[1] * z);
-        for (let x = low[0]; x <= high[0]; x++) {
-          const voxel = row + x;
-          if (mask[voxel] === value || capsule(x, y, z) > reach * reach + 1e-6) continue;
-          if (value && blocked && blocked(voxel)) continue;
-          this.#flip(voxel);
-          this.stroke.voxels.push(voxel);
-          changed += 1;
-        }
-      }
-    }
-    return changed;
+  paint(from, to, { value, blocked = null, ...how }) {
+    const before = this.stroke.voxels.length;
+    eachWithin(this, from, to, how, (voxel) => {
+      if (this.mask[voxel] === value || blocked?.(voxel)) return;
+      this.mask[voxel] = value;
+      this.stroke.voxels.push(voxel);
+    });
+    return this.stroke.voxels.length - before;
   }
 
-  #bounds(from, to, reach, across, sphere) {
-    const low = [0, 0, 0];
-    const high = [0, 0, 0];
-    for (let a = 0; a < 3; a++) {
-      const margin = a === across && !sphere ? 0 : reach / this.spacing[a];
-      const near = Math.min(from[a], to[a]) - margin;
-      const far = Math.max(from[a], to[a]) + margin;
-      low[a] = Math.max(0, a === across && !sphere ? Math.round(from[a]) : Math.ceil(near - 1e-9));
-      high[a] = Math.min(this.dims[a] - 1, a === across && !sphere ? Math.round(from[a]) : Math.floor(far + 1e-9));
-    }
-    return [low, high];
-  }
-
-  /** Set given voxels as one step (a replayed edit, a mask taken from elsewhere). Returns the step or null. */
-  assign(name, voxels, values) {
+  /** Give voxels one value (a lasso, a fill) as one step. Returns the step or null. */
+  set(name, voxels, value, blocked = null) {
     this.begin(name);
-    voxels.forEach((voxel, n) => {
-      if (this.mask[voxel] === values[n]) return;
-      this.#flip(voxel);
+    for (const voxel of voxels) {
+      if (this.mask[voxel] === value || blocked?.(voxel)) continue;
+      this.mask[voxel] = value;
+      this.stroke.voxels.push(voxel);
+    }
+    return this.end();
+  }
+
+  /** Write runs (a proposal, a part of another mask) as one step. Returns the step or null. */
+  write(name, runs, blocked = null) {
+    this.begin(name);
+    eachVoxel(runs, (voxel, value) => {
+      if (this.mask[voxel] === value || blocked?.(voxel, value)) return;
+      this.mask[voxel] = value;
       this.stroke.voxels.push(voxel);
     });
     return this.end();
@@ -137,62 +103,60 @@ export class OrganEdit {
 
   // --- undo ---
 
-  /** Take the last step back. Returns it, or null at the beginning. */
+  /** Take the last step back. Returns the step that says so, or null at the beginning. */
   undo() {
-    return this.#move(this.past, this.future);
+    if (this.stroke || !this.past.length) return null;
+    const { name, runs } = this.past.pop();
+    this.future.push({ name, runs });
+    const back = inverseRuns(runs);
+    applyRuns(this.mask, back);
+    return { name, kind: "undo", runs: back };
   }
 
-  /** Do the last undone step again. Returns it, or null at the end. */
+  /** Do the last undone step again. Returns the step that says so, or null at the end. */
   redo() {
-    return this.#move(this.future, this.past);
+    if (this.stroke || !this.future.length) return null;
+    const { name, runs } = this.future.pop();
+    this.past.push({ name, runs });
+    applyRuns(this.mask, runs);
+    return { name, kind: "redo", runs };
   }
 
-  #move(from, to) {
-    if (this.stroke || !from.length) return null;
-    const step = from.pop();
-    for (const voxel of step.voxels) this.#flip(voxel);
-    to.push(step);
-    return step;
-  }
+  // --- other people's steps ---
 
-  #flip(voxel) {
-    this.mask[voxel] ^= 1;
-    if (!this.unsaved.delete(voxel)) this.unsaved.add(voxel);
+  /** Replace the newest `own` steps by `theirs` and put `own` back on top; only where the two share no voxel. */
+  slipUnder(own, theirs, steps) {
+    this.stroke = null;
+    for (const { runs } of [...own].reverse()) applyRuns(this.mask, inverseRuns(runs));
+    for (const { runs } of [...theirs, ...own]) applyRuns(this.mask, runs);
+    Object.assign(this, rebuildStacks(steps));
   }
+}
 
-  // --- saving ---
-
-  /** What the server does not have yet, as runs; null where there is nothing. Edits go on while it is on its way. */
-  takeRuns() {
-    if (this.inFlight) throw new Error("a save is already on its way");
-    if (!this.unsaved.size) return null;
-    this.inFlight = this.unsaved;
-    this.unsaved = new Set();
-    return encodeRuns(Uint32Array.from(this.inFlight).sort(), this.mask);
+/** Calls `visit(voxel)` for every voxel whose center lies within `radius` mm of a segment; see `OrganEdit.paint`. */
+export function eachWithin({ dims, spacing }, from, to, { radius, across, sphere = false }, visit) {
+  // A radius below half a voxel would leave gaps between the voxels a fast stroke passes.
+  const reach = Math.max(radius, ...[0, 1, 2].filter((a) => a !== across).map((a) => spacing[a] / 2));
+  const [low, high] = bounds({ dims, spacing }, from, to, reach, across, sphere);
+  const capsule = distanceToSegment(from, to, spacing, sphere ? -1 : across);
+  for (let z = low[2]; z <= high[2]; z++) {
+    for (let y = low[1]; y <= high[1]; y++) {
+      const row = dims[0] * (y + dims[1] * z);
+      for (let x = low[0]; x <= high[0]; x++) if (capsule(x, y, z) <= reach * reach + 1e-6) visit(row + x);
+    }
   }
+}
 
-  /** The server has stored what was taken. */
-  confirm() {
-    this.inFlight = null;
+function bounds({ dims, spacing }, from, to, reach, across, sphere) {
+  const low = [0, 0, 0];
+  const high = [0, 0, 0];
+  for (let a = 0; a < 3; a++) {
+    const flat = a === across && !sphere;
+    const margin = reach / spacing[a];
+    low[a] = Math.max(0, flat ? Math.round(from[a]) : Math.ceil(Math.min(from[a], to[a]) - margin - 1e-9));
+    high[a] = Math.min(dims[a] - 1, flat ? Math.round(from[a]) : Math.floor(Math.max(from[a], to[a]) + margin + 1e-9));
   }
-
-  /** The server has not stored it: it counts as unsaved again (flipped twice = back to what the server has). */
-  putBack() {
-    for (const voxel of this.inFlight ?? []) if (!this.unsaved.delete(voxel)) this.unsaved.add(voxel);
-    this.inFlight = null;
-  }
-
-  /**
-   * The server's mask is another than assumed (someone else saved): start from it and set the own unsaved voxels on top, as
-   * one step. Earlier undo steps flipped voxels of a mask that no longer exists, so they go.
-   */
-  rebase(mask) {
-    this.putBack();
-    const voxels = Uint32Array.from(this.unsaved).sort();
-    const values = voxels.map((voxel) => this.mask[voxel]);
-    Object.assign(this, { mask, past: [], future: [], unsaved: new Set(), stroke: null });
-    return this.assign("own edits on the newer label", voxels, values);
-  }
+  return [low, high];
 }
 
 /** (x, y, z) -> squared distance in mm to the segment; `ignored` is an axis that does not count (a flat brush). */

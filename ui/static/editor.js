@@ -1,53 +1,24 @@
-// The editor: loads a case, turns mouse and keys into strokes and views, and keeps the page's panels true.
+// The editor: one open case, its active organ, and what the page's controls do to them.
 
-import { Client, Saver, Stopwatch } from "./client.js";
-import { OrganEdit, bake, protectedIds } from "./edit.js";
-import { parseNifti, toWorld } from "./nifti.js";
+import { Client } from "./client.js";
+import { rgb } from "./colors.js";
+import { Drafts } from "./drafts.js";
+import { bake, protectedIds } from "./edit.js";
+import { RADII, WINDOWS, actionOf, isTextField } from "./keys.js";
+import { toWorld } from "./nifti.js";
+import { OrganState, stepVoxels } from "./organs.js";
+import { commentList, componentList, escapeHtml, historyList, organList, pretty, reviewedShare, takeTable, template } from "./panels.js";
+import { boxFaces, copySliceRuns, criterionBits, difference, seedBox } from "./region.js";
+import { Packed, countVoxels } from "./runs.js";
+import { Stopwatch } from "./stopwatch.js";
+import { Takeover, componentRegion } from "./take.js";
+import { TOOLS } from "./tools.js";
 import { Plane, Scene } from "./view.js";
+import { Volumes } from "./volumes.js";
 
-const WINDOWS = [["Abdomen", 400, 40], ["Narrow", 150, 60], ["Lung", 1500, -600], ["Bone", 1800, 400], ["Vessel", 600, 150]];
-const RADII = [0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40];
 const LEASE_MS = 60000;
-const REASONS = { accepted: "doubtful, left as it is", fixed: "fixed", not_an_error: "not an error" };
-
-const HELP = [
-  ["B / E", "brush / eraser (hold Ctrl while painting: the other one)"], ["V", "cursor tool: click sets the crosshair"], ["[ ]", "brush size"],
-  ["D", "flat disc or 3D sphere"], ["X", "protect other organs"], ["Z or Ctrl+Z, Y", "undo, redo"],
-  ["N / P", "next / previous attention component"], ["K / F / J", "component: left as it is / fixed / not an error"],
-  ["1 to 9", "active organ"], ["Space", "labels on or off"], ["A, Q", "attention on or off, of the active organ only"], ["O", "outline, outline with fill"], ["C", "crosshair"],
-  ["Shift+1 to 5", "window presets"], ["Right drag", "window and level"], ["Wheel, arrows", "slice"], ["Ctrl+wheel", "zoom"],
-  ["Middle drag, Shift+drag", "pan"], ["M or double-click", "one plane large"], ["R", "reset zoom and pan"], ["S", "save now"], ["?", "this list"],
-];
-
-const TEMPLATE = `
-<div class="ar-bar" role="toolbar" aria-label="Editor tools">
-  <div class="ar-group" data-group="tool">
-    <button data-tool="cursor" title="Cursor (V)">Cursor</button><button data-tool="brush" title="Brush (B)">Brush</button><button data-tool="erase" title="Eraser (E)">Eraser</button>
-  </div>
-  <label class="ar-field" title="Brush radius in mm ([ and ])"><span>Radius</span> <input type="range" data-id="radius" min="0" max="${RADII.length - 1}" step="1"><output data-id="radius-mm"></output></label>
-  <div class="ar-group"><button data-toggle="sphere" title="3D sphere (D)">3D</button><button data-toggle="protect" title="Protect other organs (X)">Protect</button></div>
-  <div class="ar-group"><button data-do="undo" title="Undo (Z)">Undo</button><button data-do="redo" title="Redo (Y)">Redo</button></div>
-  <label class="ar-field"><span>Window</span> <select data-id="window" title="Shift+1 to 5"></select></label>
-  <div class="ar-group"><button data-toggle="labels" title="Labels (Space)">Labels</button><button data-toggle="fill" title="Fill (O)">Fill</button><button data-toggle="attention" title="Attention (A)">Attention</button><button data-toggle="own" title="Attention of the active organ only (Q)">This organ</button></div>
-  <label class="ar-field"><span>Opacity</span> <input type="range" data-id="opacity" min="0" max="0.8" step="0.02"></label>
-  <span class="ar-space"></span>
-  <span class="ar-save" data-id="save" data-state="idle" role="status"></span>
-  <div class="ar-group"><button data-do="save" title="Save now (S)">Save</button><button data-do="submit" class="ar-primary" title="Hand in this case">Submit</button><button data-do="next" title="Take the next case of the queue">Next case</button><button data-do="help" title="Keys (?)">?</button></div>
-</div>
-<div class="ar-body">
-  <div class="ar-planes" data-large="">
-    <div class="ar-plane" data-plane="axial"></div><div class="ar-plane" data-plane="coronal"></div><div class="ar-plane" data-plane="sagittal"></div>
-    <div class="ar-message" data-id="message">Choose a case in the queue.</div>
-  </div>
-  <aside class="ar-side">
-    <section><header><span data-id="case">No case</span><small data-id="case-note"></small></header></section>
-    <section class="ar-organs"><header>Organs</header><ul data-id="organs"></ul></section>
-    <section class="ar-components"><header>Attention <small data-id="reviewed"></small></header>
-      <div class="ar-progress"><i data-id="reviewed-bar"></i></div><ol data-id="components"></ol></section>
-  </aside>
-</div>
-<footer class="ar-foot"><span data-id="readout"></span><span class="ar-space"></span><span data-id="step"></span></footer>
-<div class="ar-help" data-id="help" hidden><h3>Keys</h3><dl>${HELP.map(([k, what]) => `<dt>${k}</dt><dd>${what}</dd>`).join("")}</dl></div>`;
+const PREFETCH_MS = 1500; // after the first view: its own requests come first
+const LEFT_TO_ASK = 0.2; // share of the attention without a verdict above which submitting asks
 
 /** Build the editor inside `root`. `emit(name, detail)` tells the page; returns the Editor. */
 export function mount(root, { base = "/api/v1", emit = () => {} } = {}) {
@@ -58,207 +29,306 @@ export function mount(root, { base = "/api/v1", emit = () => {} } = {}) {
 
 class Editor {
   constructor(root, client, emit) {
-    Object.assign(this, { root, client, emit, tool: "brush", radius: 6, sphere: false, protect: true, own: false });
-    this.stopwatch = new Stopwatch();
-    this.organStates = new Map(); // organ -> {edit, saver}: undo history outlives a change of organ
+    Object.assign(this, { root, client, emit, volumes: new Volumes(client), stopwatch: new Stopwatch(), states: new Map(), hiddenCriteria: new Set() });
+    Object.assign(this, { tool: "brush", radius: 6, sphere: false, protect: true, own: false, gate: false, gateRange: [-100, 200], boxed: false, tab: "errors" });
     root.classList.add("ar-root");
     root.tabIndex = 0;
-    root.innerHTML = TEMPLATE;
+    root.innerHTML = template();
     this.parts = Object.fromEntries([...root.querySelectorAll("[data-id]")].map((part) => [part.dataset.id, part]));
     this.planes = Object.fromEntries([...root.querySelectorAll("[data-plane]")].map((el) => [el.dataset.plane, new Plane(el, el.dataset.plane)]));
-    this.parts.window.innerHTML = WINDOWS.map(([name, width, level], n) => `<option value="${n}">${name} ${width}/${level}</option>`).join("") + "<option value='' hidden>own</option>";
     this.bindControls();
     this.bindPlanes();
     this.showTools();
+    this.showTab();
+    this.started = this.start();
+  }
+
+  /** Who works here, and whether an earlier session left something that the server does not have. */
+  async start() {
+    [this.session, this.drafts] = await Promise.all([this.client.json("GET", ["session"]), Drafts.open()]);
+    const { user, round } = this.session;
+    const left = (await this.drafts.shelves()).find((shelf) => shelf.user === user && shelf.round === round);
+    if (left && !this.opening) this.message(`Edits of ${left.caseId} did not reach the server before this browser was closed.`, { [`Open ${left.caseId}`]: () => this.open(left.caseId) });
   }
 
   // --- loading ---
 
-  /** Show a case. Whatever is unsaved of the one before is saved first. */
+  /** Show a case. Whatever is not sent of the one before is sent first. */
   async open(caseId) {
     if (!caseId || (this.caseId === caseId && this.ready)) return;
+    this.opening = caseId;
     try {
-      await this.flush();
-      await this.release();
-      this.leave();
+      await this.started;
+      await this.close();
       this.message(`Loading ${caseId} …`);
       await this.load(caseId);
       this.message("");
       this.emit("opened", { case_id: caseId });
       this.root.focus({ preventScroll: true });
     } catch (error) {
-      this.message(`${caseId} cannot be shown: ${error.message}`);
+      this.message(`${caseId} cannot be shown: ${error.message}`, { "Try again": () => this.open(caseId) });
     }
   }
 
   async load(caseId) {
-    const started = performance.now();
-    const at = (...parts) => this.client.bytes("cases", caseId, ...parts);
+    const begun = performance.now();
     const lease = await this.client.json("POST", ["cases", caseId, "lease"]).catch((error) => ({ refused: error.message }));
-    const [info, components, image, labels, heat] = await Promise.all([
-      this.client.json("GET", ["cases", caseId]), this.client.json("GET", ["cases", caseId, "components"]), at("image"), at("labels"), at("heat"),
-    ]);
-    Object.assign(this, { caseId, info, components: components.components, readOnly: lease.refused ?? null, current: -1 });
-    this.scene = new Scene(parseNifti(image.buffer));
-    this.scene.labels = parseNifti(labels.buffer).data;
-    this.scene.heat = heat && parseNifti(heat.buffer).data;
+    const { info, components, image, labels, heat, first } = await this.volumes.load(caseId);
+    Object.assign(this, { caseId, info, components, readOnly: lease.refused ?? null, current: -1, takeover: new Takeover(this.client, caseId, info.architectures) });
+    this.scene = Object.assign(new Scene(image), { labels, heat });
     for (const organ of info.organs) this.scene.colors.set(organ.label_id, rgb(organ.color));
     for (const plane of Object.values(this.planes)) plane.setScene(this.scene);
     this.showCase();
-    if (this.components.length) await this.goTo(0);
-    else await this.activate((info.organs.find((organ) => organ.queried) ?? info.organs[0]).name);
+    if (components.length) this.look(0);
+    await this.takeUp(first.name, first);
     this.ready = true;
-    this.leaseTimer = setInterval(() => this.keepLease(), LEASE_MS);
     this.root.dataset.case = caseId;
-    this.root.dataset.loadMs = Math.round(performance.now() - started);
+    this.root.dataset.loadMs = Math.round(performance.now() - begun);
+    this.leaseTimer = setInterval(() => this.keepLease(), LEASE_MS);
+    this.prefetchTimer = setTimeout(() => this.volumes.prefetch().catch(() => {}), PREFETCH_MS); // only a convenience
+    this.showComments().catch(() => {});
+    await this.replayOthers(first.name);
+  }
+
+  /** Drafts of organs other than the first: take each up once, so that it is sent. */
+  async replayOthers(shown) {
+    const waiting = (await this.drafts.shelves()).filter((shelf) => JSON.stringify(shelf) === JSON.stringify(this.shelf(shelf.organ)) && shelf.organ !== shown);
+    for (const { organ } of waiting) await this.activate(organ);
+    if (waiting.length) await this.activate(shown);
+  }
+
+  shelf(organ) {
+    return { user: this.session.user, round: this.session.round, caseId: this.caseId, organ };
+  }
+
+  /** Send everything, give the case back if it was only looked at, and forget it. */
+  async close() {
+    if (!this.ready) return;
+    await this.flush();
+    await this.sendTime();
+    if (!this.readOnly && !this.edited) await this.client.json("DELETE", ["cases", this.caseId, "lease"]).catch(() => {}); // it ends by itself
+    this.leave();
   }
 
   leave() {
     clearInterval(this.leaseTimer);
-    this.organStates.clear();
-    Object.assign(this, { ready: false, caseId: null, organ: null, active: null, edited: false, overlapped: false });
+    clearTimeout(this.prefetchTimer);
+    this.states.clear();
+    Object.assign(this, { ready: false, caseId: null, organ: null, active: null, edited: false, overlapped: false, history: null });
     delete this.root.dataset.case;
   }
 
   async keepLease() {
+    this.sendTime();
     try {
-      await this.client.json("POST", ["cases", this.caseId, "lease"]);
+      if (!this.readOnly) await this.client.json("POST", ["cases", this.caseId, "lease"]);
     } catch (error) {
       if (error.status === 409) this.readOnly = error.message;
       this.showCase();
     }
   }
 
+  async sendTime() {
+    const entries = this.stopwatch.takeAll().filter(({ seconds }) => seconds >= 0.05);
+    if (!entries.length || !this.caseId || this.readOnly) return;
+    await this.client.json("POST", ["cases", this.caseId, "time"], { entries }).catch(() => this.stopwatch.putBack(entries));
+  }
+
   // --- the active organ ---
 
   /** Take up an organ; one change after the other, and no painting meanwhile. */
   activate(name) {
-    this.switching = (this.switching ?? Promise.resolve()).catch(() => {}).then(() => this.takeUp(name));
-    const mine = this.switching;
+    return this.exclusively(() => this.takeUp(name));
+  }
+
+  activateNumber(n) {
+    const organ = this.info.organs[n];
+    if (organ) this.activate(organ.name).catch((error) => this.note(error.message));
+  }
+
+  /** Run one slow change after the other; while one runs nothing can be painted. */
+  exclusively(change) {
+    const mine = (this.switching ?? Promise.resolve()).catch(() => {}).then(change);
+    this.switching = mine;
     const free = () => { if (this.switching === mine) this.switching = null; };
     mine.then(free, free);
     return mine;
   }
 
-  /** Save the organ before, put it back under, fetch the mask of this one. */
-  async takeUp(name) {
+  async takeUp(name, taken = null) {
     const organ = this.info.organs.find((o) => o.name === name);
     if (!organ || this.organ === organ) return;
-    await this.flush();
+    const state = this.states.get(name) ?? (await this.newState(organ, taken ?? (await this.volumes.organ(this.caseId, name))));
     if (this.active) await this.putUnder();
-    const { buffer, revision } = await this.client.bytes("cases", this.caseId, "labels", name);
-    const state = this.organState(organ, parseNifti(buffer).data, revision);
-    await this.fetchFlags(name);
+    state.wake();
     Object.assign(this, { organ, active: state });
-    Object.assign(this.scene, { mask: state.edit.mask, activeId: organ.label_id });
+    Object.assign(this.scene, { mask: state.edit.mask, activeId: organ.label_id, compare: null, flags: null });
+    this.scene.seeds.clear();
     this.scene.hidden[organ.label_id] = 0;
     this.blockedIds = protectedIds(organ, this.info.organs);
+    this.history = null;
+    this.flagsReady = this.fetchFlags(state);
+    this.flagsReady.catch((error) => this.note(error.message));
+    this.turnClock();
     this.showOrgans();
     this.showSteps();
-    state.saver.touch();
+    this.showSave();
+    this.showHistory().catch(() => {});
     this.draw();
   }
 
-  /** Where the attention is this organ's own; the heat shown by default is that of all organs. */
-  async fetchFlags(name) {
-    const file = this.own ? await this.client.bytes("cases", this.caseId, "attention", name) : null;
-    Object.assign(this.scene, { flags: file && parseNifti(file.buffer).data, flagBits: this.own ? 255 : 0 });
+  async newState(organ, taken) {
+    const { client, drafts, caseId, scene: { dims, spacing }, session: { user } } = this;
+    const state = new OrganState(organ, taken, {
+      client, drafts, caseId, shelf: this.shelf(organ.name), dims, spacing, user,
+      report: () => this.showSave(), changed: (changed) => this.caughtUp(changed), ask: (conflict) => this.askConflict(conflict),
+    });
+    this.states.set(organ.name, state);
+    const replayed = this.readOnly ? 0 : await state.replayDrafts(taken.steps);
+    if (replayed) {
+      this.edited = true;
+      this.note(`${replayed} step${replayed > 1 ? "s" : ""} of an earlier session restored`);
+    }
+    return state;
   }
 
-  async toggleOwn() {
-    this.own = !this.own;
-    await this.fetchFlags(this.organ.name);
-    this.showTools();
+  /** The organ's own attention; also tells which bit is which criterion. */
+  async fetchFlags(state) {
+    if (state.flags === undefined) {
+      const components = this.components.filter((c) => c.organ === state.organ.name);
+      const flags = components.length ? await this.volumes.flags(this.caseId, state.organ.name) : null;
+      state.flags = flags && new Packed(flags);
+      state.bits = flags ? criterionBits(this.scene, flags, components) : new Map();
+      if (state === this.active) this.scene.flags = flags;
+    } else if (state === this.active) this.scene.flags = state.flags && state.flags.unpack();
+    this.showCriteria();
     this.draw();
   }
 
   /** The organ just left becomes part of the label map below. Who owns an overlap is the server's rule, so it is asked. */
   async putUnder() {
-    if (!this.overlapped) return bake(this.scene.labels, this.scene.mask, this.organ.label_id);
-    const { buffer } = await this.client.bytes("cases", this.caseId, "labels");
-    this.scene.labels = parseNifti(buffer).data;
-    this.overlapped = false;
-    return undefined;
-  }
-
-  organState(organ, mask, revision) {
-    const known = this.organStates.get(organ.name);
-    if (known && known.saver.revision === revision) {
-      known.edit.attach(mask);
-      return known;
-    }
-    const edit = new OrganEdit({ mask, dims: this.scene.dims, spacing: this.scene.spacing });
-    const report = (state, detail) => this.showSave(state, detail);
-    const saver = new Saver(this.client, { caseId: this.caseId, organ: organ.name, edit, revision, stopwatch: this.stopwatch, report });
-    const state = { edit, saver };
-    this.organStates.set(organ.name, state);
-    return state;
+    if (this.overlapped) {
+      await this.flush();
+      this.scene.labels = await this.volumes.labels(this.caseId);
+      this.overlapped = false;
+    } else bake(this.scene.labels, this.scene.mask, this.organ.label_id);
+    this.active.rest();
   }
 
   async flush() {
-    if (this.active) await this.active.saver.flush();
+    await Promise.all([...this.states.values()].map((state) => state.outbox.flush()));
   }
 
-  /** S. After a conflict: take the newer label, set the own edits on top, and save that. */
+  /** S: send what waits. The status line says what happened. */
   async save() {
-    const { saver, edit } = this.active ?? {};
-    if (!saver) return;
-    try {
-      if (saver.blocked) {
-        const { buffer, revision } = await this.client.bytes("cases", this.caseId, "labels", this.organ.name);
-        edit.rebase(parseNifti(buffer).data);
-        Object.assign(saver, { revision, blocked: false });
-        this.scene.mask = edit.mask;
-        this.draw();
-      }
-      await saver.flush();
-      if (!saver.pending) this.showSave("saved");
-    } catch { /* the status line says what happened */ }
+    await this.flush().catch(() => {});
+    this.showSave();
   }
 
-  // --- attention components ---
+  /** The server had newer steps, and the own ones now stand on top of them. */
+  caughtUp(state) {
+    if (state !== this.active) return;
+    this.scene.mask = state.edit.mask;
+    this.scene.compare = null;
+    this.showSteps();
+    this.draw();
+    this.note("Somebody else changed this organ; your steps are on top of the newer label");
+  }
 
-  async goTo(n) {
-    if (!this.components.length) return;
+  /** Two people changed the same voxels. Nothing is lost either way: both stay in the history. */
+  async askConflict({ state, own, theirs, shared }) {
+    const who = [...new Set(theirs.map((step) => step.user))].join(", ");
+    const outline = async () => {
+      if (this.active !== state) await this.activate(state.organ.name);
+      this.scene.compare = this.scene.compare ? null : state.withOthers(own, theirs);
+      this.draw();
+    };
+    return this.ask(
+      `${who} changed ${pretty(state.organ.name)} meanwhile: ${stepVoxels(theirs)} voxels, yours are ${stepVoxels(own)}, and ${shared} are in both. Both stay in the history.`,
+      { mine: "Mine on top", theirs: "Keep theirs (redo brings mine back)", show: { text: "Outline theirs", run: () => outline().catch((error) => this.note(error.message)) } },
+    );
+  }
+
+  // --- errors ---
+
+  /** Put crosshair and box on a component. */
+  look(n) {
     this.current = (n + this.components.length) % this.components.length;
     const component = this.components[this.current];
     Object.assign(this.scene, { cursor: [...component.peak], box: component.box });
     component.seen = true;
     if (this.scene.zoom > 1) this.scene.focus = [...component.peak];
+    this.turnClock();
     this.showComponents();
     this.draw();
-    await this.activate(component.organ);
+    return component;
   }
 
+  async goTo(n) {
+    if (!this.components.length) return;
+    await this.activate(this.look(n).organ);
+  }
+
+  step(by) {
+    this.goTo(this.current + by).catch((error) => this.note(error.message));
+  }
+
+  get component() {
+    const component = this.components?.[this.current];
+    return component && component.organ === this.organ?.name ? component : null;
+  }
+
+  turnClock() {
+    this.stopwatch.turnTo({ organ: this.organ?.name, component: this.component?.index });
+  }
+
+  /** Say what the current component was, and go on to the next one without a verdict. */
   async judge(verdict) {
     const component = this.components[this.current];
-    if (!component) return;
+    if (!component || this.readOnly) return;
     try {
       await this.client.json("PUT", ["cases", this.caseId, "components", component.organ, component.index, "verdict"], { verdict });
       component.verdict = verdict;
       this.showComponents();
+      const open = this.components.map((c, n) => n).filter((n) => !this.components[n].verdict);
+      const next = open.find((n) => n > this.current) ?? open[0];
+      if (next === undefined) this.note("Every error has a verdict: Ctrl+Enter submits the case");
+      else await this.goTo(next);
     } catch (error) {
       this.note(error.message);
     }
   }
 
+  // --- the case ---
+
   async submit() {
+    if (!this.ready) return undefined;
     if (this.info.item.state === "submitted") return this.reopen();
-    if (!this.active || this.readOnly) return undefined;
-    const left = this.components.filter((c) => !c.seen && !c.verdict).length;
-    if (left && !window.confirm(`${left} attention component(s) have not been looked at. Submit all the same?`)) return undefined;
+    if (this.readOnly) return this.note(this.readOnly);
+    const left = 1 - reviewedShare(this.components)[0];
+    if (left > LEFT_TO_ASK && (await this.ask(`${Math.round(100 * left)} % of the attention has no verdict yet.`, { submit: "Submit all the same", back: "Back to the case" })) !== "submit") return undefined;
+    const verdict = this.edited || this.info.organs.some((organ) => organ.rev) ? "fixed" : "accepted";
+    return this.handIn("submit", { verdict, seconds: 0 }, "is submitted", "submitted");
+  }
+
+  /** Skip or flag, with a reason. */
+  async setAside(action) {
+    const note = await this.ask(action === "skip" ? "Skip this case? Somebody else gets it. Why:" : "Flag this case for somebody else to look at. Why:", { ok: action === "skip" ? "Skip" : "Flag", back: "Back" }, { input: true });
+    if (note !== null) await this.handIn(action, { note }, action === "skip" ? "is skipped" : "is flagged", "submitted");
+  }
+
+  async handIn(action, body, said, event) {
     try {
       await this.flush();
-      if (this.active.saver.pending) return undefined;
-      await this.client.json("POST", ["cases", this.caseId, "submit"], { seconds: this.stopwatch.take() });
+      await this.sendTime();
+      await this.client.json("POST", ["cases", this.caseId, action], body);
       const done = this.caseId;
       this.leave();
-      this.message(`${done} is submitted. Choose the next case, or press “Next case”.`);
-      this.emit("submitted", { case_id: done });
+      this.message(`${done} ${said}.`, { "Next case": () => this.openNext() });
+      this.emit(event, { case_id: done });
     } catch (error) {
       this.note(error.message);
     }
-    return undefined;
   }
 
   async reopen() {
@@ -274,53 +344,198 @@ class Editor {
 
   async openNext() {
     try {
-      await this.flush();
-      await this.release();
+      await this.close();
       const item = await this.client.json("POST", ["cases", "next"]);
       if (item) await this.open(item.case_id);
       else this.message("Nothing is left in this round's queue.");
     } catch (error) {
       this.note(error.message);
+      if (!this.ready) this.message(error.message, { "Try again": () => this.openNext() });
     }
   }
 
-  /** Give a case back that was only looked at; one with edits stays the annotator's until the lease runs out. */
-  async release() {
-    if (!this.ready || this.readOnly || this.edited) return;
-    await this.client.json("DELETE", ["cases", this.caseId, "lease"]).catch(() => {}); // the lease ends by itself
+  async addComment() {
+    const text = this.parts.comment.value.trim();
+    if (!text) return;
+    await this.client.json("POST", ["cases", this.caseId, "comments"], { text });
+    this.parts.comment.value = "";
+    await this.showComments();
   }
 
-  // --- painting ---
+  // --- changing the mask ---
 
-  blocked() {
-    const { labels, activeId } = this.scene;
-    const ids = this.blockedIds;
-    return this.protect ? (voxel) => labels[voxel] !== activeId && ids[labels[voxel]] === 1 : null;
+  get editable() {
+    if (!this.ready || this.readOnly) this.note(this.readOnly ?? "");
+    else if (this.switching) this.note("one moment");
+    else return true;
+    return false;
   }
 
-  paint(plane, from, to, value) {
-    const how = { radius: this.radius, value, across: plane.w.axis, sphere: this.sphere, blocked: this.blocked() };
-    if (this.active.edit.paint(from, to, how)) this.drawSoon([plane]);
+  /** (voxel, value) => true where nothing may change: another organ, outside the HU gate. Null where everything may. */
+  blocked(painted = 1) {
+    const { scene: { labels, activeId, data }, blockedIds: ids, protect, gate, gateRange: [low, high] } = this;
+    if (!protect && !gate) return null;
+    return (voxel, value = painted) =>
+      (protect && value === 1 && labels[voxel] !== activeId && ids[labels[voxel]] === 1) || (gate && (data[voxel] < low || data[voxel] > high));
   }
 
-  endStroke() {
-    const step = this.active.edit.end();
-    if (!step) return;
+  /** A step was made (null: it changed nothing): send it and show it. */
+  made(step) {
+    if (!step) {
+      this.active.outbox.dropOpen();
+      return null;
+    }
+    this.stopwatch.touch();
+    this.active.send(step, { seconds: this.stopwatch.take(), component: this.component?.index ?? null });
     this.edited = true;
     this.overlapped ||= !this.protect;
+    this.scene.compare = null;
     this.showSteps();
-    this.active.saver.touch();
     this.drawSoon();
+    return step;
   }
 
   undo(redo = false) {
-    if (!this.active) return;
-    const step = redo ? this.active.edit.redo() : this.active.edit.undo();
-    if (!step) return;
-    this.note(`${redo ? "Redone" : "Undone"}: ${step.name}`);
-    this.showSteps();
-    this.active.saver.touch();
-    this.drawSoon();
+    if (!this.editable) return null;
+    const step = this.made(redo ? this.active.edit.redo() : this.active.edit.undo());
+    if (step) this.note(`${redo ? "Redone" : "Undone"}: ${pretty(step.name)} (${countVoxels(step.runs)} voxels)`);
+    return step;
+  }
+
+  /** The slice on the last plane used becomes like its neighbor. */
+  copySlice(by) {
+    if (!this.editable) return;
+    const { scene, active: { edit } } = this;
+    const { axis } = (this.lastPlane ?? this.planes.axial).w;
+    const to = scene.cursor[axis];
+    if (to + by < 0 || to + by >= scene.dims[axis]) return;
+    const runs = copySliceRuns(scene, edit.mask, axis, to + by, to);
+    if (!this.made(edit.write(`copy slice to ${this.organ.name}`, runs, this.blocked()))) this.note("The slices are alike");
+  }
+
+  /** Let the server work out a change; it is applied here as one step. */
+  async propose(tool, extra = {}) {
+    if (!this.editable) return;
+    const { axis } = (this.lastPlane ?? this.planes.axial).w;
+    const mm = Number(this.parts.mm.value);
+    const knobs = { interpolate: { axis }, grow: { mm }, shrink: { mm }, smooth: { mm }, remove_small: { mm3: 1000 * Number(this.parts.ml.value) } }[tool];
+    const box = this.boxed && this.component ? { box: this.component.box } : {};
+    const { active, organ } = this;
+    this.note(`${pretty(tool)} …`);
+    await this.exclusively(async () => {
+      await active.outbox.flush();
+      const runs = await this.client.propose(this.caseId, organ.name, { tool, rev: active.outbox.revision, protect: this.protect, ...knobs, ...box, ...extra });
+      if (!this.made(active.edit.write(`${pretty(tool)} ${organ.name}`, runs, this.blocked()))) this.note(`${pretty(tool)} changes nothing here`);
+    }).catch((error) => this.note(`${pretty(tool)}: ${error.message}`));
+  }
+
+  /** Grow a region from the strokes made with the grow tool. */
+  async growSeeds() {
+    const { scene } = this;
+    const pick = (value) => [...scene.seeds].filter(([, v]) => v === value).map(([voxel]) => voxel);
+    const [foreground, background] = [pick(1), pick(0)];
+    if (!foreground.length) return this.note("Paint some strokes inside the organ first (and with Ctrl some outside)");
+    const box = seedBox(scene, [...scene.seeds.keys()]);
+    const outside = background.length ? background : boxFaces(scene, box).filter((voxel) => !scene.seeds.has(voxel));
+    await this.propose("random_walker", { foreground, background: outside, box });
+    scene.seeds.clear();
+    return this.draw();
+  }
+
+  // --- take it from ---
+
+  /** Voxels that taking may change: the current component's, or all (null). */
+  async region(where) {
+    if (where === "organ") return null;
+    await this.flagsReady;
+    return componentRegion(this.scene, this.scene.flags, this.component);
+  }
+
+  /** One network's answer, in turn; the same key again takes it back and tries the next. */
+  async takeNext(where) {
+    if (!this.editable) return;
+    if (where === "component" && !this.component) return void this.note("No error is chosen: N goes to the next, Shift+T takes the whole organ");
+    const { edit } = this.active;
+    const place = where === "organ" ? `${this.organ.name}` : `${this.organ.name} ${this.component.index}`;
+    const { name, again } = this.takeover.turn(place, edit.past.at(-1) ?? null);
+    if (again) this.undo();
+    if (name === null) this.note("Every network was tried: back to your own mask");
+    else await this.take(name, where);
+  }
+
+  async take(name, where) {
+    if (!this.editable) return;
+    await this.exclusively(async () => {
+      const { edit } = this.active;
+      const [labels, region] = [await this.takeover.labelMap(name), await this.region(where)];
+      const { runs, dice } = difference(edit.mask, labels, this.organ.label_id, region);
+      const step = this.made(edit.write(`take ${this.organ.name} from ${name}`, runs, this.blocked()));
+      this.takeover.took(step && edit.past.at(-1));
+      const what = where === "organ" ? pretty(this.organ.name) : "this error";
+      this.note(step ? `${what} taken from ${name}: ${countVoxels(step.runs)} voxels (Dice of the organ before: ${dice.toFixed(3)}); the same key tries the next network` : `${name} says the same about ${what}`);
+    }).catch((error) => this.note(error.message));
+    if (!this.parts.takes.hidden) await this.showTakes({ keep: true });
+  }
+
+  async showTakes({ keep = false } = {}) {
+    const { takes } = this.parts;
+    if (!takes.hidden && !keep) return void (takes.hidden = true);
+    if (!this.ready) return undefined;
+    takes.innerHTML = "<header>Comparing …</header>";
+    takes.hidden = false;
+    try {
+      const region = this.component ? await this.region("component") : null;
+      const rows = await this.takeover.compare(this.active.edit.mask, this.organ.label_id, region);
+      takes.innerHTML = takeTable(rows, { organ: this.organ.name, hasComponent: region !== null });
+    } catch (error) {
+      takes.innerHTML = `<header>${escapeHtml(error.message)}</header>`;
+    }
+    return undefined;
+  }
+
+  // --- history ---
+
+  /** The organ's steps, in the panel; only while it is looked at. */
+  async showHistory() {
+    if (this.tab !== "history" || !this.active) return;
+    const { active } = this;
+    await active.outbox.flush().catch(() => {});
+    const { steps } = await this.client.steps(this.caseId, active.organ.name);
+    if (active !== this.active) return;
+    this.history = steps;
+    this.parts.history.innerHTML = historyList(steps, { shown: this.scene.compare ? this.comparing : null, readOnly: this.readOnly });
+  }
+
+  /** Outline the mask as it was before a step, and go to where the step was. */
+  async compareWith(revision) {
+    if (this.scene.compare && this.comparing === revision) this.scene.compare = null;
+    else {
+      await this.active.outbox.flush().catch(() => {});
+      this.scene.compare = await this.active.maskAt(revision - 1);
+      this.comparing = revision;
+      const runs = this.history?.find((step) => step.revision_id === revision)?.runs ?? [];
+      if (runs.length) this.moveCursor(this.scene.position(runs[3 * Math.floor(runs.length / 6)]));
+      this.note(this.scene.compare ? "White dashes: the mask before this step" : "That is more than 200 steps ago");
+    }
+    this.draw();
+    await this.showHistory();
+  }
+
+  /** Bring an earlier mask back, as a new step. */
+  async revert(revision) {
+    if (!this.editable) return;
+    const { active } = this;
+    await this.exclusively(async () => {
+      await active.outbox.flush();
+      await this.client.json("POST", ["cases", this.caseId, "labels", active.organ.name, "revert", revision]);
+      await active.catchUp();
+      this.edited = true;
+    }).catch((error) => this.note(error.message));
+    this.scene.compare = null;
+    this.note(`Back at revision ${revision}; undo brings the rest again`);
+    await this.showHistory();
+    this.showOrgans();
+    this.draw();
   }
 
   // --- drawing ---
@@ -336,8 +551,7 @@ class Editor {
   }
 
   draw() {
-    if (!this.scene) return;
-    this.drawSoon();
+    if (this.scene) this.drawSoon();
   }
 
   moveCursor(position) {
@@ -375,8 +589,8 @@ class Editor {
       const on = (type, handler) => element.addEventListener(type, (event) => this.scene && this.ready && handler(event, ...offset(event, element)), { passive: false });
       on("pointerdown", (event, x, y) => this.pointerDown(plane, event, x, y));
       on("pointermove", (event, x, y) => this.pointerMove(plane, event, x, y));
-      on("pointerup", (event) => this.pointerUp(plane, event));
-      on("pointercancel", (event) => this.pointerUp(plane, event));
+      on("pointerup", () => this.pointerUp(plane));
+      on("pointercancel", () => this.pointerUp(plane));
       on("pointerleave", () => this.showRing(plane, null));
       on("wheel", (event, x, y) => this.wheel(plane, event, x, y));
       on("dblclick", () => this.tool === "cursor" && this.enlarge(plane.name));
@@ -388,35 +602,30 @@ class Editor {
     this.root.focus({ preventScroll: true });
     this.stopwatch.touch();
     event.preventDefault();
+    if (this.drag) return; // a second button during a stroke
     plane.element.setPointerCapture(event.pointerId);
+    this.lastPlane = plane;
     const at = plane.toVoxel(x, y);
-    const kind = event.button === 2 ? "window" : event.button === 1 || event.shiftKey ? "pan" : this.tool === "cursor" || event.altKey ? "cursor" : "paint";
-    this.drag = { kind, x, y, at, start: { ...this.scene.window } };
+    const kind = event.button === 2 ? "window" : event.button === 1 || event.shiftKey ? "pan" : this.tool === "cursor" || event.altKey ? "cursor" : "tool";
+    if (kind === "tool" && !this.editable) return;
+    const value = (this.tool === "erase") !== (event.ctrlKey || event.metaKey) ? 0 : 1;
+    this.drag = { kind, x, y, at, value, tool: TOOLS[this.tool], start: { ...this.scene.window } };
     if (kind === "cursor") this.moveCursor(at);
-    if (kind !== "paint") return;
-    if (this.readOnly || this.switching) {
-      this.drag = null;
-      this.note(this.readOnly ?? "one moment");
-      return;
-    }
-    const erase = (this.tool === "erase") !== (event.ctrlKey || event.metaKey);
-    this.drag.value = erase ? 0 : 1;
-    this.active.edit.begin(`${erase ? "erase" : "paint"} ${this.organ.name}`);
-    this.paint(plane, at, at, this.drag.value);
+    if (kind === "tool") this.drag.tool.begin(this, plane, at, value);
   }
 
   pointerMove(plane, event, x, y) {
     this.lastPlane = plane;
     const at = plane.toVoxel(x, y);
     this.showReadout(at);
-    const drag = this.drag;
-    this.showRing(plane, this.tool === "cursor" || (drag && drag.kind !== "paint") ? null : { x, y });
+    const { drag } = this;
+    this.showRing(plane, ["cursor", "lasso", "fill"].includes(this.tool) || (drag && drag.kind !== "tool") ? null : { x, y });
     if (!drag) return;
     this.stopwatch.touch();
     if (drag.kind === "cursor") this.moveCursor(at);
-    else if (drag.kind === "paint") this.paint(plane, drag.at, at, drag.value);
+    else if (drag.kind === "tool") drag.tool.move(this, plane, at, drag.value, drag.at);
     else if (drag.kind === "pan") { plane.pan(x - drag.x, y - drag.y); this.draw(); }
-    else if (drag.kind === "window") {
+    else {
       this.scene.setWindow(drag.start.width + (x - drag.x) * 2, drag.start.level + (y - drag.y) * 2);
       this.parts.window.value = "";
       this.draw();
@@ -424,95 +633,93 @@ class Editor {
     if (drag.kind !== "window") Object.assign(drag, { at, x, y });
   }
 
-  pointerUp() {
-    const drag = this.drag;
+  pointerUp(plane) {
+    const { drag } = this;
     this.drag = null;
-    if (drag?.kind === "paint") this.endStroke();
+    if (drag?.kind === "tool") drag.tool.end(this, plane, drag.value);
   }
 
   wheel(plane, event, x, y) {
     event.preventDefault();
     this.stopwatch.touch();
-    if (event.ctrlKey || event.metaKey) return this.zoom(plane, event.deltaY < 0 ? 1.2 : 1 / 1.2, x, y);
-    if (this.drag?.kind === "paint") return undefined; // a stroke stays in its slice
-    return this.scroll(plane, Math.sign(event.deltaY));
+    if (event.ctrlKey || event.metaKey) this.zoom(plane, event.deltaY < 0 ? 1.2 : 1 / 1.2, x, y);
+    else if (this.drag?.kind !== "tool") this.scroll(plane, Math.sign(event.deltaY)); // a stroke stays in its slice
   }
 
-  // --- keys ---
+  // --- controls ---
 
   bindControls() {
-    this.root.addEventListener("keydown", (event) => this.key(event));
-    this.root.addEventListener("click", (event) => this.click(event));
-    this.parts.radius.addEventListener("input", () => this.setRadius(RADII[this.parts.radius.value]));
-    this.parts.opacity.addEventListener("input", () => this.scene && ((this.scene.opacity = Number(this.parts.opacity.value)), this.draw()));
-    this.parts.window.addEventListener("change", () => this.preset(Number(this.parts.window.value)));
-    window.addEventListener("beforeunload", (event) => { if (this.active?.saver.pending) event.preventDefault(); });
-    document.addEventListener("visibilitychange", () => document.hidden && this.flush().catch(() => {}));
+    const { root, parts } = this;
+    root.addEventListener("keydown", (event) => this.key(event));
+    root.addEventListener("click", (event) => this.click(event));
+    parts.radius.addEventListener("input", () => this.setRadius(RADII[parts.radius.value]));
+    parts.opacity.addEventListener("input", () => this.scene && ((this.scene.opacity = Number(parts.opacity.value)), this.draw()));
+    parts.window.addEventListener("change", () => this.preset(Number(parts.window.value)));
+    for (const [n, part] of [parts["gate-low"], parts["gate-high"]].entries()) part.addEventListener("change", () => { this.gateRange[n] = Number(part.value); this.gate = true; this.showTools(); });
+    window.addEventListener("beforeunload", (event) => { if (this.waiting) event.preventDefault(); });
+    window.addEventListener("online", () => this.save());
+    document.addEventListener("visibilitychange", () => document.hidden && this.ready && (this.save(), this.sendTime()));
+  }
+
+  get waiting() {
+    return [...this.states.values()].some((state) => state.outbox.pending);
   }
 
   key(event) {
-    if (isTextField(event.target) || !this.ready || this.drag?.kind === "paint") return;
-    if (event.target.tagName === "BUTTON" && [" ", "Enter"].includes(event.key)) return; // reached by Tab: it presses the button
-    this.stopwatch.touch();
-    const plain = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    const command = event.ctrlKey || event.metaKey;
-    const action = command ? this.commandKeys(plain, event.shiftKey) : this.digitKey(event) ?? this.plainKeys()[plain];
+    if (!this.parts.ask.hidden || this.drag?.kind === "tool") return;
+    const action = actionOf(event, { open: this.ready });
     if (!action) return;
+    this.stopwatch.touch();
     event.preventDefault();
     event.stopPropagation();
-    action();
+    Promise.resolve(action(this)).catch((error) => this.note(error.message));
   }
 
-  commandKeys(key, shift) {
-    return { z: () => this.undo(shift), y: () => this.undo(true), s: () => this.save() }[key];
+  enter() {
+    if (!this.ready) return this.parts["message-buttons"].querySelector("button")?.click();
+    return this.scene.seeds.size ? this.growSeeds() : undefined;
   }
 
-  digitKey(event) {
-    const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1]; // event.key of shift+digit depends on the keyboard
-    if (!digit) return undefined;
-    if (event.shiftKey) return WINDOWS[digit - 1] && (() => this.preset(digit - 1));
-    const organ = this.info.organs[digit - 1];
-    return organ && (() => this.activate(organ.name).catch((error) => this.note(error.message)));
-  }
-
-  plainKeys() {
-    const plane = this.lastPlane ?? this.planes.axial;
-    const size = (step) => () => this.setRadius(RADII[Math.max(0, Math.min(RADII.length - 1, RADII.indexOf(this.radius) + step))]);
-    const go = (step) => () => this.goTo(this.current + step).catch((error) => this.note(error.message));
-    return {
-      b: () => this.setTool("brush"), e: () => this.setTool("erase"), v: () => this.setTool("cursor"), "[": size(-1), "]": size(1),
-      z: () => this.undo(), y: () => this.undo(true), n: go(1), p: go(-1), s: () => this.save(),
-      k: () => this.judge("accepted"), f: () => this.judge("fixed"), j: () => this.judge("not_an_error"),
-      " ": () => this.toggle("labels"), a: () => this.toggle("attention"), q: () => this.toggle("own"), o: () => this.toggle("fill"), c: () => this.toggle("crosshair"),
-      d: () => this.toggle("sphere"), x: () => this.toggle("protect"), r: () => this.resetView(), m: () => this.enlarge(plane.name),
-      "?": () => (this.parts.help.hidden = !this.parts.help.hidden), Escape: () => (this.parts.help.hidden = true),
-      ArrowUp: () => this.scroll(plane, 1), ArrowRight: () => this.scroll(plane, 1), ArrowDown: () => this.scroll(plane, -1), ArrowLeft: () => this.scroll(plane, -1),
-      PageUp: () => this.scroll(plane, 10), PageDown: () => this.scroll(plane, -10),
-    };
+  escape() {
+    this.parts.help.hidden = this.parts.takes.hidden = true;
+    if (!this.ready) return;
+    this.scene.seeds.clear();
+    this.scene.compare = null;
+    this.draw();
   }
 
   click(event) {
-    const data = event.target.closest("button, li")?.dataset ?? {};
-    if (data.do === "help") this.parts.help.hidden = !this.parts.help.hidden;
-    else if (!this.parts.help.hidden && event.target.closest(".ar-help")) this.parts.help.hidden = true;
-    if (data.do === "next") this.openNext();
-    if (!this.ready) return;
-    this.stopwatch.touch();
-    const failed = (error) => this.note(error.message);
-    if (data.tool) this.setTool(data.tool);
-    if (data.toggle) this.toggle(data.toggle);
-    if (data.do === "undo") this.undo();
-    if (data.do === "redo") this.undo(true);
-    if (data.do === "save") this.save();
-    if (data.do === "submit") this.submit();
-    if (data.verdict) this.goTo(Number(data.component)).then(() => this.judge(data.verdict)).catch(failed);
-    else if (data.component) this.goTo(Number(data.component)).catch(failed);
-    if (data.eye) this.hide(Number(data.eye));
-    else if (data.organ) this.activate(data.organ).catch(failed);
-    if (!isTextField(event.target) && event.target.tagName !== "SELECT") this.root.focus({ preventScroll: true });
+    const { dataset: data = {} } = event.target.closest("button, li") ?? {};
+    const always = { help: () => this.toggleHelp(), next: () => this.openNext() };
+    const inCase = {
+      undo: () => this.undo(), redo: () => this.undo(true), submit: () => this.submit(), takes: () => this.showTakes(),
+      skip: () => this.setAside("skip"), flag: () => this.setAside("flag"), comment: () => this.addComment(),
+    };
+    const action = always[data.do] ?? (this.ready ? inCase[data.do] ?? this.clicked(data) : data.tab && (() => this.showTab(data.tab)));
+    if (action) {
+      this.stopwatch.touch();
+      Promise.resolve(action()).catch((error) => this.note(error.message));
+    }
+    if (!isTextField(event.target) && !event.target.closest(".ar-ask")) this.root.focus({ preventScroll: true });
   }
 
-  // --- small switches ---
+  clicked(data) {
+    if (data.tool) return () => this.setTool(data.tool);
+    if (data.toggle) return () => this.toggle(data.toggle);
+    if (data.criterion) return () => this.toggleCriterion(Number(data.criterion));
+    if (data.propose) return () => this.propose(data.propose);
+    if (data.copy) return () => this.copySlice(Number(data.copy));
+    if (data.take) return () => this.takeNext(data.take);
+    if (data.takeFrom) return () => this.take(data.takeFrom, data.where);
+    if (data.tab) return () => this.showTab(data.tab);
+    if (data.revert) return () => this.revert(Number(data.revert));
+    if (data.revision) return () => this.compareWith(Number(data.revision));
+    if (data.says) return () => this.goTo(Number(data.component)).then(() => this.judge(data.says));
+    if (data.component) return () => this.goTo(Number(data.component));
+    if (data.eye) return () => this.hide(Number(data.eye));
+    if (data.organ) return () => this.activate(data.organ);
+    return null;
+  }
 
   setTool(tool) {
     this.tool = tool;
@@ -533,12 +740,26 @@ class Editor {
   }
 
   toggle(what) {
-    if (what === "own") return void this.toggleOwn().catch((error) => this.note(error.message));
-    if (what === "sphere" || what === "protect") this[what] = !this[what];
-    else this.scene.show[what] = !this.scene.show[what];
+    if (["sphere", "protect", "gate", "own", "boxed"].includes(what)) this[what] = !this[what];
+    else if (this.scene) this.scene.show[what] = !this.scene.show[what];
     this.showTools();
+    this.showCriteria();
     this.draw();
-    return undefined;
+  }
+
+  /** Show or hide one criterion; the first one shows the active organ's own attention. */
+  toggleCriterion(n) {
+    const name = this.criteria[n];
+    if (name === undefined) return;
+    if (!this.own) this.own = true;
+    else if (!this.hiddenCriteria.delete(name)) this.hiddenCriteria.add(name);
+    this.showTools();
+    this.showCriteria();
+    this.draw();
+  }
+
+  get criteria() {
+    return [...new Set((this.components ?? []).flatMap((c) => c.criteria))].sort();
   }
 
   hide(labelId) {
@@ -557,15 +778,38 @@ class Editor {
     this.draw();
   }
 
+  toggleHelp() {
+    this.parts.help.hidden = !this.parts.help.hidden;
+  }
+
   // --- panels ---
 
-  message(text) {
-    this.parts.message.textContent = text;
+  message(text, buttons = {}) {
+    this.parts["message-text"].textContent = text;
+    this.parts["message-buttons"].replaceChildren(...Object.entries(buttons).map(([label, run]) => Object.assign(document.createElement("button"), { textContent: label, onclick: run })));
     this.parts.message.hidden = !text;
   }
 
   note(text) {
     this.parts.step.textContent = text;
+  }
+
+  /** Ask over the planes; resolves with the key of the choice, with the typed text (`input`; null for any but "ok"), or runs and stays. */
+  ask(question, choices, { input = false } = {}) {
+    const { ask } = this.parts;
+    return new Promise((answered) => {
+      const field = Object.assign(document.createElement("textarea"), { rows: 2, maxLength: 2000 });
+      const answer = (key) => {
+        ask.hidden = true;
+        this.root.focus({ preventScroll: true });
+        answered(input ? (key === "ok" ? field.value.trim() : null) : key);
+      };
+      const buttons = Object.entries(choices).map(([key, choice]) => Object.assign(document.createElement("button"), { textContent: choice.text ?? choice, onclick: choice.run ?? (() => answer(key)) }));
+      buttons.forEach((one, n) => (one.dataset.choice = Object.keys(choices)[n]));
+      ask.replaceChildren(Object.assign(document.createElement("p"), { textContent: question }), ...(input ? [field] : []), ...buttons);
+      ask.hidden = false;
+      (input ? field : buttons[0]).focus();
+    });
   }
 
   showTools() {
@@ -576,8 +820,17 @@ class Editor {
     }
     this.parts.radius.value = RADII.indexOf(this.radius);
     this.parts["radius-mm"].textContent = `${this.radius} mm`;
+    [this.parts["gate-low"].value, this.parts["gate-high"].value] = this.gateRange;
     this.parts.opacity.value = this.scene?.opacity ?? 0.22;
     this.root.dataset.tool = this.tool;
+  }
+
+  showCriteria() {
+    const bits = this.active?.bits ?? new Map();
+    const shown = this.criteria.filter((name) => bits.has(name) && !this.hiddenCriteria.has(name));
+    const all = bits.size === 0 || this.criteria.filter((name) => bits.has(name)).length === shown.length;
+    if (this.scene) this.scene.flagBits = !this.own ? 0 : all ? 255 : shown.reduce((sum, name) => sum | bits.get(name), 0) || 256;
+    this.parts.criteria.innerHTML = this.criteria.map((name, n) => `<button data-criterion="${n}" aria-pressed="${this.own && !this.hiddenCriteria.has(name)}" title="Attention by ${pretty(name)} (Alt+${n + 1})">${pretty(name)}</button>`).join("");
   }
 
   showRing(plane, at) {
@@ -600,18 +853,26 @@ class Editor {
     this.root.querySelector('[data-do="undo"]').disabled = !past.length;
     this.root.querySelector('[data-do="redo"]').disabled = !future.length;
     const last = past.at(-1);
-    if (last) this.note(`${past.length} step${past.length > 1 ? "s" : ""}, last: ${pretty(last.name)} (${last.voxels.length} voxels)`);
+    if (last) this.note(`${past.length} step${past.length > 1 ? "s" : ""}, last: ${pretty(last.name)} (${countVoxels(last.runs)} voxels)`);
   }
 
-  showSave(state, detail) {
-    const revision = this.active?.saver.revision ?? 0;
+  /** The worst state of all organs' outboxes. */
+  showSave() {
+    const states = [...this.states.values()];
+    const worst = ["conflict", "refused", "offline", "saving", "unsaved", "saved"].map((status) => states.find((state) => state.status === status)).find(Boolean);
+    if (!worst) return;
+    const revision = this.active?.outbox.revision ?? 0;
+    const kept = this.drafts?.durable ? "; kept in this browser" : "";
     const texts = {
-      saved: `Saved · revision ${revision}`, unsaved: "Unsaved", saving: "Saving …", offline: "Server away; trying again",
-      refused: `Not saved: ${detail}`, conflict: "Conflict: a newer label exists. S puts your edits on top of it",
+      saved: `Saved · revision ${revision}`, unsaved: "Unsaved", saving: "Saving …", offline: `Server away, trying again${kept}`,
+      refused: `Not saved${kept}: ${worst.detail}`, conflict: "Conflict: a newer label exists",
     };
-    Object.assign(this.parts.save, { textContent: texts[state], title: texts[state] });
-    this.parts.save.dataset.state = state;
-    if (state === "saved") this.showOrgans();
+    Object.assign(this.parts.save, { textContent: texts[worst.status], title: texts[worst.status] });
+    this.parts.save.dataset.state = worst.status;
+    if (worst.status === "saved") {
+      this.showOrgans();
+      if (this.history && this.history.at(-1)?.revision_id !== revision) this.showHistory().catch(() => {});
+    }
   }
 
   showCase() {
@@ -619,55 +880,52 @@ class Editor {
     this.parts.case.textContent = info.case_id;
     const size = `${info.shape.join(" × ")}, ${info.spacing.map((s) => s.toFixed(2)).join(" × ")} mm`;
     this.parts["case-note"].textContent = this.readOnly ? `read only: ${this.readOnly}` : size;
+    this.parts["case-note"].title = this.parts["case-note"].textContent;
+    const { review, reviewer, note } = info.item;
+    this.parts.alert.hidden = review !== "rejected";
+    this.parts.alert.textContent = `Sent back by ${reviewer}: ${info.review_note || note || "no reason given"}`;
     this.root.dataset.readOnly = Boolean(this.readOnly);
     this.root.querySelector('[data-do="submit"]').textContent = info.item.state === "submitted" ? "Reopen" : "Submit";
     this.showOrgans();
     this.showComponents();
     this.showTools();
+    this.showCriteria();
   }
 
   showOrgans() {
-    this.parts.organs.innerHTML = this.info.organs.map((organ, n) => {
-      const active = organ === this.organ;
-      const revision = this.organStates.get(organ.name)?.saver.revision ?? organ.rev;
-      return `<li data-organ="${organ.name}" aria-current="${active}" class="${organ.queried ? "queried" : ""}">
-        <i style="background:${organ.color}"></i><kbd>${n < 9 ? n + 1 : ""}</kbd><span>${pretty(organ.name)}</span>
-        <small title="revision">${revision ? `r${revision}` : ""}</small>
-        <button data-eye="${organ.label_id}" aria-pressed="${!this.scene?.hidden[organ.label_id]}" title="Show or hide">${this.scene?.hidden[organ.label_id] ? "○" : "●"}</button></li>`;
-    }).join("");
+    const { organs } = this.info;
+    const revisions = organs.map((organ) => this.states.get(organ.name)?.outbox.revision ?? organ.rev);
+    const waiting = new Set([...this.states.values()].filter((state) => state.outbox.pending).map((state) => state.organ.name));
+    this.parts.organs.innerHTML = organList(organs, { active: this.organ, revisions, hidden: this.scene.hidden, waiting });
   }
 
   showComponents() {
-    const total = this.components.reduce((sum, c) => sum + c.score, 0);
-    const done = this.components.filter((c) => c.seen || c.verdict).reduce((sum, c) => sum + c.score, 0);
-    const share = total ? Math.round((100 * done) / total) : 100;
-    this.parts.reviewed.textContent = this.components.length ? `${share} % seen` : "none in this case";
-    this.parts["reviewed-bar"].style.width = `${share}%`;
-    const color = Object.fromEntries(this.info.organs.map((organ) => [organ.name, organ.color]));
-    this.parts.components.innerHTML = this.components.map((c, n) => `
-      <li data-component="${n}" aria-current="${n === this.current}" data-verdict="${c.verdict ?? ""}">
-        <i style="background:${color[c.organ]}"></i><b>${c.index}</b><span>${pretty(c.organ)} <em>${(c.volume_mm3 / 1000).toFixed(c.volume_mm3 < 1000 ? 2 : 1)} ml</em>
-        <small>${c.criteria.map(pretty).join(", ")}</small></span>
-        <div>${[["accepted", "✓"], ["fixed", "✎"], ["not_an_error", "✗"]].map(([v, sign]) =>
-    `<button data-component="${n}" data-verdict="${v}" aria-pressed="${c.verdict === v}" title="${REASONS[v]}">${sign}</button>`).join("")}</div></li>`).join("");
-    this.parts.components.querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
+    const { components, parts } = this;
+    const [reviewed, seen] = reviewedShare(components);
+    parts.left.textContent = `${components.filter((c) => !c.verdict).length} of ${components.length} open`;
+    parts.reviewed.textContent = components.length ? `${Math.round(100 * reviewed)} % reviewed, ${Math.round(100 * seen)} % seen` : "none in this case";
+    parts["reviewed-bar"].style.width = `${100 * reviewed}%`;
+    parts["seen-bar"].style.width = `${100 * seen}%`;
+    const colors = Object.fromEntries(this.info.organs.map((organ) => [organ.name, organ.color]));
+    parts.components.innerHTML = componentList(components, { current: this.current, colors });
+    parts.components.querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
   }
-}
 
-function isTextField(target) {
-  if (target.isContentEditable || ["TEXTAREA", "SELECT"].includes(target.tagName)) return true;
-  return target.tagName === "INPUT" && !["range", "checkbox", "radio", "button"].includes(target.type);
+  async showComments() {
+    const { comments } = await this.client.json("GET", ["cases", this.caseId, "comments"]);
+    this.parts.comments.innerHTML = commentList(comments);
+    this.root.querySelector('[data-tab="comments"]').textContent = comments.length ? `Comments (${comments.length})` : "Comments";
+  }
+
+  showTab(tab = this.tab) {
+    this.tab = tab;
+    for (const button of this.root.querySelectorAll("[data-tab]")) button.setAttribute("aria-selected", button.dataset.tab === tab);
+    for (const panel of this.root.querySelectorAll("[data-panel]")) panel.hidden = panel.dataset.panel !== tab;
+    return this.showHistory();
+  }
 }
 
 function offset(event, element) {
   const box = element.getBoundingClientRect();
   return [event.clientX - box.left, event.clientY - box.top];
-}
-
-function rgb(color) {
-  return [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
-}
-
-function pretty(name) {
-  return name.replaceAll("_", " ");
 }

@@ -3,6 +3,7 @@
 // A plane is two stacked canvases: the lower holds CT and overlays (redrawn when voxels, slice or window change), the upper holds
 // what follows the mouse (brush ring, crosshair, letters), so that moving the mouse never touches a voxel.
 
+import { THERMAL, css, grayTable, word } from "./colors.js";
 import { orientation } from "./nifti.js";
 
 // What grows toward the right and toward the bottom of the screen.
@@ -33,8 +34,11 @@ export class Scene {
     this.hidden = new Uint8Array(256);
     this.heat = null;
     this.flags = null; // attention of the active organ: one bit per criterion
-    this.flagBits = 0; // 0 shows the heat of all organs
+    this.flagBits = 0; // which of them are shown; 0 shows the heat of all organs
     this.box = null; // the current attention component
+    this.compare = null; // another mask of the active organ, outlined in white
+    this.seeds = new Map(); // voxel -> 1 inside, 0 outside: strokes to grow a region from
+    this.lasso = []; // corners, voxel coordinates
     this.show = { labels: true, attention: true, fill: true, outline: true, crosshair: true };
     this.opacity = 0.22;
     this.setWindow(400, 40);
@@ -42,16 +46,21 @@ export class Scene {
 
   setWindow(width, level) {
     this.window = { width: Math.max(1, Math.round(width)), level: Math.round(level) };
-    const low = this.window.level - this.window.width / 2;
-    this.gray = new Uint32Array(65536); // index: value + 32768
-    for (let v = -32768; v < 32768; v++) {
-      const g = Math.max(0, Math.min(255, Math.round(((v - low) / this.window.width) * 255)));
-      this.gray[v + 32768] = (0xff000000 | (g << 16) | (g << 8) | g) >>> 0;
-    }
+    this.gray = grayTable(this.window.width, this.window.level);
   }
 
   index([i, j, k]) {
     return i + this.strides[1] * j + this.strides[2] * k;
+  }
+
+  position(voxel) {
+    const [nx, ny] = this.dims;
+    return [voxel % nx, Math.floor(voxel / nx) % ny, Math.floor(voxel / (nx * ny))];
+  }
+
+  /** Label id -> itself where it is shown, else 0. */
+  shownIds() {
+    return Uint8Array.from({ length: 256 }, (_, id) => (this.hidden[id] ? 0 : id));
   }
 
   clamp(position) {
@@ -63,25 +72,6 @@ export class Scene {
     const id = this.labels ? this.labels[voxel] : 0;
     return id === this.activeId ? 0 : id;
   }
-}
-
-/** Color of heat 1..255: black body, from dark red over orange and yellow to white; faint heat is transparent. */
-const THERMAL = (() => {
-  const table = new Uint32Array(256);
-  for (let h = 1; h < 256; h++) {
-    const t = h / 255;
-    const r = Math.min(255, Math.round(90 + 330 * t));
-    const g = Math.max(0, Math.min(255, Math.round(400 * (t - 0.28))));
-    const b = Math.max(0, Math.min(255, Math.round(700 * (t - 0.68))));
-    const a = Math.round(255 * Math.min(0.82, 0.25 + 0.75 * t));
-    table[h] = ((a << 24) | (b << 16) | (g << 8) | r) >>> 0;
-  }
-  return table;
-})();
-
-export function thermalCss(h) {
-  const c = THERMAL[h];
-  return `rgba(${c & 255},${(c >> 8) & 255},${(c >> 16) & 255},${((c >>> 24) / 255).toFixed(2)})`;
 }
 
 /** Text with a dark halo: legible on black, on bone and in a lung window. */
@@ -121,6 +111,7 @@ export class Plane {
       this.pixels[key] = { context, image, words: new Uint32Array(image.data.buffer) };
     }
     this.slice = new Uint8Array(this.u.size * this.v.size);
+    this.other = null;
     this.resize();
   }
 
@@ -187,12 +178,14 @@ export class Plane {
     c.imageSmoothingEnabled = true;
     c.imageSmoothingQuality = "high";
     c.drawImage(this.layers.ct, ox, oy, w, h);
-    if (show.attention && this.scene.heat) c.drawImage(this.layers.heat, ox, oy, w, h);
+    if (this.hasHeat) c.drawImage(this.layers.heat, ox, oy, w, h);
     if (show.labels) {
       c.imageSmoothingEnabled = false; // a label voxel is a voxel
       if (show.fill) c.drawImage(this.layers.fill, ox, oy, w, h);
-      if (show.outline) this.drawOutlines(c, { sx, sy, ox, oy });
+      if (show.outline) this.drawOutlines(c, this.slice, (id) => ({ color: `rgb(${(this.scene.colors.get(id) ?? [255, 255, 255]).join(",")})`, width: id === this.scene.activeId ? 2 : 1.1 }));
     }
+    if (this.scene.compare) this.drawOutlines(c, this.other, () => ({ color: "#ffffff", width: 1.6, dash: [4, 3] }));
+    if (this.scene.seeds.size) this.drawSeeds(c);
     this.drawTop();
   }
 
@@ -202,37 +195,60 @@ export class Plane {
     const { data, gray, heat, flags, flagBits } = scene;
     const { ct, heat: hot, fill } = this.pixels;
     const [du, dv] = [u.flip ? -u.stride : u.stride, v.flip ? -v.stride : v.stride];
-    let start = scene.cursor[this.w.axis] * this.w.stride + (u.flip ? (u.size - 1) * u.stride : 0) + (v.flip ? (v.size - 1) * v.stride : 0);
-    const withHeat = scene.show.attention && heat;
-    const withLabels = scene.show.labels;
+    let start = this.corner();
+    this.hasHeat = Boolean(scene.show.attention && heat && (!flagBits || flags));
     const paint = this.paintTable();
+    const ids = scene.shownIds();
+    const { labels, mask, activeId, compare } = scene;
+    const withLabels = scene.show.labels && labels;
     for (let y = 0, p = 0; y < v.size; y++, start += dv) {
       for (let x = 0, voxel = start; x < u.size; x++, p++, voxel += du) {
         ct.words[p] = gray[data[voxel] + 32768];
-        if (withHeat) hot.words[p] = !flagBits || (flags && flags[voxel] & flagBits) ? THERMAL[heat[voxel]] : 0;
         if (withLabels) {
-          const id = scene.labelAt(voxel);
-          slice[p] = scene.hidden[id] ? 0 : id;
-          fill.words[p] = paint[slice[p]];
+          const id = ids[mask !== null && mask[voxel] ? activeId : labels[voxel] === activeId && mask !== null ? 0 : labels[voxel]];
+          slice[p] = id;
+          fill.words[p] = paint[id];
         }
       }
     }
+    if (this.hasHeat) this.fillHeat(hot.words, du, dv);
+    if (compare) this.fillOther(compare, du, dv);
     ct.context.putImageData(ct.image, 0, 0);
-    if (withHeat) hot.context.putImageData(hot.image, 0, 0);
+    if (this.hasHeat) hot.context.putImageData(hot.image, 0, 0);
     if (withLabels) fill.context.putImageData(fill.image, 0, 0);
+  }
+
+  /** First voxel of the slice on the screen: top left. */
+  corner() {
+    const { u, v, w, scene } = this;
+    return scene.cursor[w.axis] * w.stride + (u.flip ? (u.size - 1) * u.stride : 0) + (v.flip ? (v.size - 1) * v.stride : 0);
+  }
+
+  fillHeat(words, du, dv) {
+    const { u, v, scene } = this;
+    const { heat, flags, flagBits } = scene;
+    for (let y = 0, p = 0, start = this.corner(); y < v.size; y++, start += dv) {
+      for (let x = 0, voxel = start; x < u.size; x++, p++, voxel += du) words[p] = !flagBits || flags[voxel] & flagBits ? THERMAL[heat[voxel]] : 0;
+    }
+  }
+
+  fillOther(mask, du, dv) {
+    const { u, v } = this;
+    this.other ??= new Uint8Array(u.size * v.size);
+    for (let y = 0, p = 0, start = this.corner(); y < v.size; y++, start += dv) {
+      for (let x = 0, voxel = start; x < u.size; x++, p++, voxel += du) this.other[p] = mask[voxel];
+    }
   }
 
   paintTable() {
     const table = new Uint32Array(256);
-    for (const [id, [r, g, b]] of this.scene.colors) {
-      const opacity = this.scene.opacity * (id === this.scene.activeId ? 1.35 : 1);
-      table[id] = ((Math.round(255 * Math.min(1, opacity)) << 24) | (b << 16) | (g << 8) | r) >>> 0;
-    }
+    for (const [id, color] of this.scene.colors) table[id] = word(color, this.scene.opacity * (id === this.scene.activeId ? 1.35 : 1));
     return table;
   }
 
   /** Voxel-exact outlines in screen resolution; runs of equal edges along a row become one line. */
-  drawOutlines(c, { sx, sy, ox, oy }) {
+  drawOutlines(c, slice, styleOf) {
+    const { sx, sy, ox, oy } = this.place();
     const paths = new Map();
     const line = (id, x0, y0, x1, y1) => {
       if (!id) return;
@@ -241,7 +257,6 @@ export class Plane {
       path.moveTo(ox + x0 * sx, oy + y0 * sy);
       path.lineTo(ox + x1 * sx, oy + y1 * sy);
     };
-    const { slice } = this;
     const [nx, ny] = [this.u.size, this.v.size];
     for (let y = 0; y < ny; y++) {
       let [from, above, here] = [0, 0, 0]; // the horizontal edge being lengthened
@@ -259,9 +274,23 @@ export class Plane {
     c.lineJoin = c.lineCap = "round";
     const ids = [...paths.keys()].sort((a, b) => (a === this.scene.activeId) - (b === this.scene.activeId));
     for (const id of ids) {
-      c.strokeStyle = `rgb(${(this.scene.colors.get(id) ?? [255, 255, 255]).join(",")})`;
-      c.lineWidth = id === this.scene.activeId ? 2 : 1.1;
+      const { color, width, dash = [] } = styleOf(id);
+      Object.assign(c, { strokeStyle: color, lineWidth: width });
+      c.setLineDash(dash);
       c.stroke(paths.get(id));
+    }
+    c.setLineDash([]);
+  }
+
+  drawSeeds(c) {
+    const { scene, w } = this;
+    const { sx, sy } = this.place();
+    for (const [voxel, inside] of scene.seeds) {
+      const position = scene.position(voxel);
+      if (position[w.axis] !== scene.cursor[w.axis]) continue;
+      const [x, y] = this.toScreen(position);
+      c.fillStyle = inside ? "rgba(70,255,140,0.75)" : "rgba(255,80,120,0.75)";
+      c.fillRect(x - sx / 2, y - sy / 2, sx, sy);
     }
   }
 
@@ -271,6 +300,7 @@ export class Plane {
     c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     c.clearRect(0, 0, this.width, this.height);
     if (this.scene.box) this.drawBox(c);
+    if (this.scene.lasso.length && this.drawing) this.drawLasso(c);
     if (this.scene.show.crosshair) this.drawCrosshair(c);
     this.drawLetters(c);
     this.drawScaleBar(c);
@@ -289,6 +319,15 @@ export class Plane {
     c.lineWidth = 1;
     c.strokeRect(Math.min(x0, x1) - 3, Math.min(y0, y1) - 3, Math.abs(x1 - x0) + 6, Math.abs(y1 - y0) + 6);
     c.setLineDash([]);
+  }
+
+  drawLasso(c) {
+    c.beginPath();
+    for (const corner of this.scene.lasso) c.lineTo(...this.toScreen(corner));
+    c.closePath();
+    Object.assign(c, { lineWidth: 1.5, strokeStyle: "#ffffff", fillStyle: "rgba(255,255,255,0.12)" });
+    c.fill();
+    c.stroke();
   }
 
   drawCrosshair(c) {
@@ -340,7 +379,7 @@ export class Plane {
     c.fillStyle = "#000";
     c.fillRect(x, y, w, h);
     for (let i = 0; i < w; i++) {
-      c.fillStyle = thermalCss(1 + Math.round((i / (w - 1)) * 254));
+      c.fillStyle = css(THERMAL[1 + Math.round((i / (w - 1)) * 254)]);
       c.fillRect(x + i, y, 1, h);
     }
     c.strokeStyle = FAINT;

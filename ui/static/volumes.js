@@ -1,0 +1,76 @@
+// A case's volumes: what the first view needs, fetched at once, and the next case's in memory before it is asked for. No DOM.
+
+import { parseNifti } from "./nifti.js";
+
+const PREFETCH_VOXELS = 200e6; // larger ones would cost a gigabyte beside the case being edited
+
+export class Volumes {
+  constructor(client) {
+    Object.assign(this, { client, next: null });
+  }
+
+  /**
+   * Everything the first view needs.
+   *
+   * @returns {{info, components, image, labels, heat, first}} info and components as the server has them now; image as `parseNifti`
+   *   gives it; labels and heat as voxels (heat null where there is none); first, the organ to begin with as `organ` gives it
+   */
+  async load(caseId) {
+    const [info, { components }] = await this.#describe(caseId);
+    const ahead = this.next?.caseId === caseId ? await this.next.loaded.catch(() => null) : null;
+    this.next = null;
+    if (!ahead) return { info, components, ...(await this.#voxels(caseId, info, components)) };
+    if (JSON.stringify(revisions(ahead.info)) === JSON.stringify(revisions(info))) return { ...ahead, info, components };
+    return { ...ahead, info, components, ...(await this.#voxels(caseId, info, components)) };
+  }
+
+  /** Fetch the case this annotator would get next, unless that is done or it is too large. */
+  async prefetch() {
+    const item = await this.client.json("GET", ["cases", "peek"]);
+    if (!item || this.next?.caseId === item.case_id) return;
+    const [info, { components }] = await this.#describe(item.case_id);
+    if (info.shape.reduce((a, b) => a * b) > PREFETCH_VOXELS) return;
+    const loaded = this.#voxels(item.case_id, info, components).then((voxels) => ({ info, ...voxels }));
+    this.next = { caseId: item.case_id, loaded };
+    await loaded;
+  }
+
+  #describe(caseId) {
+    return Promise.all([this.client.json("GET", ["cases", caseId]), this.client.json("GET", ["cases", caseId, "components"])]);
+  }
+
+  async #voxels(caseId, info, components) {
+    const organ = components[0]?.organ ?? (info.organs.find((o) => o.queried) ?? info.organs[0]).name;
+    const [image, labels, heat, first] = await Promise.all([
+      this.#volume(caseId, "image"), this.labels(caseId), this.#volume(caseId, "heat"), this.organ(caseId, organ),
+    ]);
+    return { image, labels, heat: heat && heat.data, first };
+  }
+
+  /** One organ's own mask with the steps that made it: {name, mask, revision, steps}. */
+  async organ(caseId, name) {
+    const [{ buffer, revision }, history] = await Promise.all([this.client.bytes("cases", caseId, "labels", name), this.client.steps(caseId, name)]);
+    const { data } = parseNifti(buffer);
+    const mask = new Uint8Array(data.buffer, data.byteOffset, data.length);
+    return { name, mask, revision, steps: history.steps.filter((step) => step.revision_id <= revision) };
+  }
+
+  /** The label map as it stands. */
+  async labels(caseId) {
+    return (await this.#volume(caseId, "labels")).data;
+  }
+
+  /** Where an organ's attention is, one bit per criterion; null where it has none. */
+  async flags(caseId, organ) {
+    return (await this.#volume(caseId, "attention", organ))?.data ?? null;
+  }
+
+  async #volume(caseId, ...parts) {
+    const file = await this.client.bytes("cases", caseId, ...parts);
+    return file && parseNifti(file.buffer);
+  }
+}
+
+function revisions(info) {
+  return info.organs.map((organ) => organ.rev);
+}
