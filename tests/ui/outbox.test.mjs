@@ -165,6 +165,19 @@ test("a stroke that ended replaces what was kept of it", async () => {
   assert.equal(s.drafts.disk.length, 0);
 });
 
+test("however many ask at once, every step is sent once", async () => {
+  const server = new Server();
+  const s = session(server);
+  let requests = 0;
+  const post = server.postSteps.bind(server);
+  server.postSteps = async (...all) => { requests += 1; await new Promise((done) => setTimeout(done, 5)); return post(...all); };
+  for (let n = 0; n < 120; n++) s.paint(n % 4, Math.floor(n / 4) % 2 ? 0 : 1);
+  await Promise.all([s.flush(), s.flush(), s.flush()]);
+  assert.equal(requests, 3); // fifty a request
+  assert.deepEqual([...server.mask()], [...s.state.edit.mask]);
+  assert.equal(server.revisions.length, 120);
+});
+
 test("an answer that got lost is not sent twice", async () => {
   const server = new Server();
   const s = session(server);

@@ -83,12 +83,8 @@ export class Outbox {
     this.timer = null;
     while (this.queue.length || this.running) {
       if (this.blocked) throw new Error("a newer label exists");
-      this.running ??= this.#send();
-      try {
-        await this.running;
-      } finally {
-        this.running = null;
-      }
+      this.running ??= this.#send().finally(() => (this.running = null));
+      await this.running;
     }
     this.report("saved");
   }
