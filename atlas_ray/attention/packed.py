@@ -4,6 +4,10 @@ A word is an int32 per voxel and criterion; bit k is set where the criterion fir
 0..255, the probability rounded to a byte (exactly between two bytes down, so p = 0.5 is not above one half), or 256 for NaN.
 Sums of levels are whole numbers, so a threshold is met or not met alike on every device, whatever the order of addition.
 
+Where this differs from the modes of `attention.criteria`: probabilities are rounded to bytes, and entropies come from the bytes; a
+deviation or mean exactly at its threshold never fires, where float64 may round it to either side (with 3 architectures and the
+paper's thresholds no bytes lie there, with 2 or 4 some do).
+
 This form is the specification of `attention.triton_kernels`, which a test holds to it voxel by voxel; `attend` picks between them.
 
 Axes: M architectures, K organs (channels, at most 32), X Y Z the grid, C the three criteria, P attended pairs of organ and voxel.
@@ -208,7 +212,8 @@ def attend(values_MKXYZ: Tensor, rules: ByteRules, *, support_MXYZ: Tensor | Non
     """Label map and attention of every organ; on CUDA by the Triton kernels, elsewhere by the plain form.
 
     Args:
-        values_MKXYZ: logits (float16, bfloat16, float32) or probabilities as rounded bytes (uint8), contiguous.
+        values_MKXYZ: logits (float16, bfloat16, float32) or probabilities as rounded bytes (uint8). Copied unless contiguous;
+            where X is the fastest axis, give the axes, and the rules' spacing, in reverse.
         rules: on the same device.
         support_MXYZ: int32 words, bit k where organ k's prediction of that architecture counts; None for everywhere.
 

@@ -9,13 +9,14 @@ The floor is memory: every value is read once (27 bytes a voxel for 3 architectu
 
 Opening never adds a voxel, so outside the flagged tiles the words, and every stage between, are 0 and need no look.
 
-How `_evidence` stays near the floor:
+What should keep `_evidence` near the floor, by count; no GPU has timed it yet:
 
-- A lane holds 8 or 16 neighboring voxels and reads each architecture's in pieces of 16 bytes (8 for 8 bytes), straight to shared
-  memory, two organs ahead of the one it works on (STAGES). Nothing is read twice.
-- Most of a CT is far from any one organ: where every architecture rounds to 0 in a whole block, an organ costs one test, about 1.5
-  instructions a byte value and 5 a float16, of the 9 and 18 there is time for at full bandwidth. The tables and the exact rounding,
-  30 to 40 a value, are for the rest. A block of one warp needs no barrier for the test.
+- A lane holds 8 or 16 neighboring voxels and reads them in pieces of 16 bytes (8, where 8 voxels are that), straight to shared memory,
+  two organs ahead of the one it works on (STAGES). Nothing is read twice.
+- Most of a CT is far from any one organ: where every architecture rounds to 0 in a whole block, an organ costs one test, 2 to 3
+  instructions a byte and 6 a float16, of the 9 and 17 that an H100 has time for at 3.35 TB/s. Tables and exact rounding, 11 and 41
+  more, are for the rest: up to about half, or a quarter, of the blocks before arithmetic sets the pace. A block of one warp needs
+  no barrier for the test.
 - Four registers a voxel are kept: best (sum and channel in one number, so ties go to the first channel), two criteria, claims. With
   8 voxels a lane that makes 70 to 100 registers in all, 20 to 28 warps on a multiprocessor, 40 to 60 KB of reads in flight; 18 KB
   would cover the latency of memory.
