@@ -55,12 +55,16 @@ def as_dtype(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def milliseconds(call: Callable[[], Any], repeat: int) -> float:
-    """Median time on the device, by events; the first call, which compiles and tunes, is not measured."""
+    """Median time on the device, by events; the first call, which compiles and tunes, is not measured.
+
+    The device sleeps before every call, so that what the host does to launch is over when the time begins.
+    """
     call()
     torch.cuda.synchronize()
     times = []
     for _ in range(repeat):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(2_000_000)
         start.record()
         call()
         end.record()

@@ -49,6 +49,7 @@ class ByteRules:
 
     Args:
         faithful: which of the two lines.
+        bounds: `level_bounds`.
         parts: int32 [257], entropy of one architecture by level. means: int32 [255 M + 2], of the mean by the
             sum of levels; the last entries are those of NaN.
         first_limit, second_limit, claim_limit, label_limit: whole numbers.
@@ -59,6 +60,7 @@ class ByteRules:
 
     faithful: bool
     architectures: int
+    bounds: Tensor
     parts: Tensor
     means: Tensor
     first_limit: int
@@ -115,6 +117,7 @@ def byte_rules(
         return ByteRules(
             faithful=True,
             architectures=M,
+            bounds=level_bounds().to(device),
             parts=parts.to(torch.int32).to(device),
             means=torch.zeros(255 * M + 2, dtype=torch.int32, device=device),
             first_limit=math.floor((_exact(mode.inconsistency.threshold) * 255 * M) ** 2),
@@ -134,6 +137,7 @@ def byte_rules(
     return ByteRules(
         faithful=False,
         architectures=M,
+        bounds=level_bounds().to(device),
         parts=parts.round().to(torch.int32).to(device),
         means=(_binary_entropy(mean) * M * FINE).round().to(torch.int32).to(device),
         first_limit=math.floor(_exact(entropy_criterion.threshold) * M * FINE),

@@ -11,8 +11,8 @@ Opening never adds a voxel, so outside the flagged tiles the words, and every st
 
 What should keep `_evidence` near the floor, by count; no GPU has timed it yet:
 
-- A lane holds 8 or 16 neighboring voxels and reads them in pieces of 16 bytes (8, where 8 voxels are that), straight to shared memory,
-  two organs ahead of the one it works on (STAGES). Nothing is read twice.
+- A lane holds 8 or 16 neighboring voxels and reads them in pieces of 16 bytes (8 where 8 voxels are that), straight to shared
+  memory, two organs ahead of the one it works on (STAGES). Nothing is read twice.
 - Most of a CT is far from any one organ: where every architecture rounds to 0 in a whole block, an organ costs one test, 2 to 3
   instructions a byte and 6 a float16, of the 9 and 17 that an H100 has time for at 3.35 TB/s. Tables and exact rounding, 11 and 41
   more, are for the rest: up to about half, or a quarter, of the blocks before arithmetic sets the pace. A block of one warp needs
@@ -280,7 +280,6 @@ def find_evidence(values_MKXYZ: Tensor, rules: ByteRules, support_MXYZ: Tensor |
     words_CXYZ = torch.empty((3, *shape), dtype=torch.int32, device=device)
     flags_T = torch.empty(triton.cdiv(V, TILE), dtype=torch.int32, device=device)
     predicted = torch.zeros(32, dtype=torch.int32, device=device)
-    bounds = level_bounds().to(device)
     _evidence[lambda meta: (triton.cdiv(V, meta["BLOCK"]),)](
         values_MKXYZ,
         values_MKXYZ if support_MXYZ is None else support_MXYZ,
@@ -290,7 +289,7 @@ def find_evidence(values_MKXYZ: Tensor, rules: ByteRules, support_MXYZ: Tensor |
         predicted,
         rules.parts,
         rules.means,
-        bounds,
+        rules.bounds,
         rules.partners,
         rules.label_ids,
         V,
@@ -355,7 +354,7 @@ def _pairs(
         heat_P,
         rules.parts,
         rules.means,
-        level_bounds().to(device),
+        rules.bounds,
         X * Y * Z,
         T,
         rules.first_share,
