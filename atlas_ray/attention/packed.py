@@ -4,9 +4,8 @@ A word is an int32 per voxel and criterion; bit k is set where the criterion fir
 0..255, the probability rounded to a byte (exactly between two bytes down, so p = 0.5 is not above one half), or 256 for NaN.
 Sums of levels are whole numbers, so a threshold is met or not met alike on every device, whatever the order of addition.
 
-Where this differs from the modes of `attention.criteria`: probabilities are rounded to bytes, and entropies come from the bytes; a
-deviation or mean exactly at its threshold never fires, where float64 may round it to either side (with 3 architectures and the
-paper's thresholds no bytes lie there, with 2 or 4 some do).
+A mode's `look` says the same of these bytes, except where a deviation or mean lies exactly at its threshold: here it never fires,
+there float64 rounds it to either side. With 3 architectures and the paper's thresholds no bytes lie there, with 2 or 4 some do.
 
 This form is the specification of `attention.triton_kernels`, which a test holds to it voxel by voxel; `attend` picks between them.
 

@@ -221,22 +221,6 @@ def test_physical_decides_as_float64_for_every_combination_of_bytes(architecture
     assert np.array_equal((total > rules.claim_limit).numpy(), 2 * combinations.sum(axis=0) > 255 * architectures)
 
 
-def test_physical_is_the_mode_on_the_same_bytes() -> None:
-    q = torch.from_numpy(smooth_bytes(3, (17, 15, 13), seed=9))
-    rules = packed.byte_rules(PhysicalAttention(), organs=ORGANS, architectures=3, spacing=SPACING)
-    found = packed.attend(q, rules)
-    maps = PhysicalAttention()(q.double() / 255, support_MKXYZ=None, organs=ORGANS, spacing=SPACING)
-    assert rules.steps == (1, 1, 0)
-    dense = torch.zeros_like(maps.heat_KXYZ)
-    start = 0
-    for k in range(3):
-        bits = sum((word >> k & 1) << i for i, word in enumerate(found.words_CXYZ))
-        assert torch.equal(bits, maps.bits_KXYZ[k].int())
-        pairs = slice(start, start := start + int(found.sizes_K[k]))
-        dense[k].view(-1)[found.voxels_P[pairs]] = found.heat_P[pairs]
-    assert torch.allclose(dense, maps.heat_KXYZ, atol=1e-6)
-
-
 def test_a_nan_is_undecided_and_claims_nothing() -> None:
     values = torch.full((3, 1, 1, 1, 2), 20.0)
     values[1, 0, 0, 0, 1] = torch.nan
@@ -245,6 +229,30 @@ def test_a_nan_is_undecided_and_claims_nothing() -> None:
     physical = packed.attend(values, rules_of(PhysicalAttention(opening_radius_mm=0), 3))
     assert physical.words_CXYZ[:, 0, 0].tolist() == [[0, 1], [0, 0], [0, 0]]
     assert physical.heat_P.tolist() == pytest.approx([1.0])
+
+
+# --- the kernel for CPUs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [FaithfulAttention(), PhysicalAttention()], ids=["faithful", "physical"])
+@pytest.mark.parametrize("supported", [False, True])
+def test_cpus_and_gpus_say_the_same_of_the_same_bytes(mode, supported: bool) -> None:
+    q = smooth_bytes(3, (17, 15, 13), seed=9)
+    words = np.random.default_rng(9).integers(0, 8, (3, 17, 15, 13), np.int32) if supported else None
+    rules = packed.byte_rules(mode, organs=ORGANS, architectures=3, spacing=SPACING, skip=frozenset({"b"}))
+    found = packed.attend(torch.from_numpy(q), rules, support_MXYZ=None if words is None else torch.from_numpy(words))
+    support = None if words is None else words.view(np.uint32)
+    looked = mode.look(q, organs=ORGANS, spacing=SPACING, support_MXYZ=support, skip=frozenset({"b"}))
+    assert np.array_equal(found.label_XYZ.numpy(), looked.label_XYZ)
+    assert found.predicted_K.tolist() == looked.predicted_voxels_K.tolist()
+    assert found.sizes_K.tolist() == [organ.voxels for organ in looked.organs]
+    assert found.sizes_K[0] > 0
+    assert found.sizes_K[1] == 0
+    for box, organ in zip(found.boxes_K32.tolist(), looked.organs, strict=True):
+        assert box == [list(span) for span in organ.box or ((0, 0),) * 3]
+    assert np.array_equal(found.voxels_P.numpy(), np.concatenate([organ.places_N for organ in looked.organs]))
+    assert np.array_equal(found.bits_P.numpy(), np.concatenate([organ.bits_N for organ in looked.organs]))
+    assert np.allclose(found.heat_P.numpy(), np.concatenate([organ.heat_N for organ in looked.organs]), rtol=1e-6, atol=1e-7)
 
 
 # --- ties and refusals ----------------------------------------------------------------------------------------------
