@@ -19,7 +19,6 @@ import zlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Body, Depends, Form, HTTPException, Query, Request, UploadFile
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, ValidationError
@@ -250,11 +249,11 @@ def _difference(found: Volume, current: Volume) -> str:
 
 def _as_organs(found: Volume, segments: list[Segment] | None, organs: Organs) -> tuple[LabelMap, tuple[str, ...]]:
     """The label map with the organ set's ids, and the organs it speaks of. Raises HTTPException for anything else in it."""
-    names = {organ.label_id: organ.name for organ in organs} if segments is None else {s.idx: s.name for s in segments}
+    names = {organ.label_id: organ.name for organ in organs} if segments is None else {s.idx: s.name for s in segments if s.idx}
     known = {value: name for value, name in names.items() if name in organs.names}
-    present = set(np.unique(found.voxels).tolist())
-    if unknown := sorted({name for value, name in names.items() if value in present} - set(organs.names)):
-        raise HTTPException(422, f"{', '.join(unknown)} is no organ of set {organs.name}; it has {', '.join(organs.names)}")
+    strange = [name for value, name in names.items() if value not in known and (found.voxels == value).any()]
+    if strange:
+        raise HTTPException(422, f"{', '.join(strange)} is no organ of set {organs.name}; it has {', '.join(organs.names)}")
     try:
         return organs.convert(found.voxels, to=organs, ids=known), tuple(dict.fromkeys(known.values()))
     except LabelError as error:

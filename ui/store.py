@@ -291,17 +291,24 @@ class Store:
             LeaseError: the case is not the user's.
             RevisionConflict: somebody saved in between; organs before that one are stored, and the next try stores the rest.
         """
-        before, _ = self._painted(item)
-        spoken_of = np.isin(before, [0, *(self.organs.label_id(name) for name in organs)])
-        after = np.where(spoken_of | (labels != 0), labels, before)
-        differs = after != before
-        layers = (self._drafts.get(item.case_id).voxels, before, after)  # a mask may lie hidden beneath another one
-        touched = {*self.current_revisions(item)}.union(*(self.organs.present(layer[differs]) for layer in layers))
+        before, after, draft = (
+            layer.reshape(-1, order="F")
+            for layer in (self._painted(item)[0], np.asfortranarray(labels), self._drafts.get(item.case_id).voxels)
+        )
+        spoken_of = np.zeros(256, bool)
+        spoken_of[[0, *(self.organs.label_id(name) for name in organs)]] = True
+        where = np.flatnonzero((before != after) & (spoken_of[before] | (after != 0)))
+        wanted = after[where]
+        claims = np.unique([draft[where], before[where], wanted])  # a mask may lie hidden beneath another one
         changed = []
-        for name in (name for name in self.organs.names if name in touched):
+        for name in self.organs.names:
             revision = self._current(item, name)
+            if not revision and self.organs.label_id(name) not in claims:
+                continue
             own = self._mask(item, name, at=revision)
-            runs = diff_runs(own, np.where(differs, after == self.organs.label_id(name), own))
+            new = own.copy(order="F")
+            new.reshape(-1, order="F")[where] = wanted == self.organs.label_id(name)
+            runs = diff_runs(own, new)
             if len(runs):
                 self.save(item, name, [Step(name="label map", runs=runs)], parent_id=revision, user=user)
                 changed.append(name)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from annotation_helpers import Clock
@@ -107,6 +108,17 @@ def test_all_servers_sign_with_one_random_key(accounts: Accounts, other_server: 
     assert len(bytes.fromhex(accounts.signing_key())) == 32
 
 
+def test_a_database_from_before_there_were_accounts_gets_them(url: str, accounts: Accounts) -> None:
+    with accounts.database.write() as connection:
+        for table in (module.accounts, module.tokens, module.attempts, module.signing_keys):
+            table.drop(connection)
+    with open_database(url) as opened:
+        again = Accounts(opened, hasher=CHEAP)
+        again.add("anna", PASSWORD)
+        assert again.check("anna", PASSWORD) is not None
+        assert again.signing_key()
+
+
 def test_changes_leave_events(accounts: Accounts) -> None:
     accounts.add("anna", PASSWORD)
     accounts.set_role("anna", "reviewer")
@@ -174,6 +186,12 @@ def test_a_users_attempts_are_counted_over_all_servers_and_addresses(accounts: A
     assert accounts.count_attempt("bob", "10.0.0.99") == 0
     clock.pass_minutes(3)
     assert accounts.count_attempt("anna", "10.0.0.99") == 0
+
+
+def test_attempts_at_the_same_moment_are_counted_one_by_one(accounts: Accounts) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        waits = list(pool.map(lambda n: accounts.count_attempt("anna", f"10.0.0.{n}"), range(ATTEMPTS_PER_USER + 6)))
+    assert sorted(wait == 0 for wait in waits) == [False] * 6 + [True] * ATTEMPTS_PER_USER
 
 
 def test_an_address_has_attempts_of_its_own(accounts: Accounts) -> None:

@@ -194,7 +194,7 @@ def test_slicers_own_numbers_are_read_by_its_label_info(client, draft: np.ndarra
     """Slicer counts the segments from 1; our ids are 3 and 7."""
     drawn = filled(draft)
     slicers = np.select([drawn == CUBE, drawn == BALL], [1, 2], 0).astype(np.int16)
-    info = [{"name": "cube", "idx": 1}, {"name": "ball", "idx": 2}, {"name": "Segment_3", "idx": 3}]  # the last one is empty
+    info = [{"name": name, "idx": n} for n, name in enumerate(["background", "cube", "ball", "Segment_3"])]  # the last one is empty
     client.save_label("case_0", save_file(tmp_path / "label.nii", slicers), tag="work", params={"label_info": info})
     np.testing.assert_array_equal(current(client), drawn)
 
