@@ -448,10 +448,6 @@ def annotation_progress(
     items = queue.items(round_index)
     saved = revisions.history(round_index, reading=None)
     minutes = [item.seconds / 60 for item in items if item.state == "submitted"]
-    by_organ: dict[str, float] = {}
-    for (organ, _), seconds in revisions.seconds_by_component(round_index).items():
-        if organ is not None:
-            by_organ[organ] = by_organ.get(organ, 0.0) + seconds / 60
     verdicts = Counter(verdict.verdict for verdict in revisions.verdicts(round_index))
     errors, judged = verdicts["fixed"], verdicts["fixed"] + verdicts["not_an_error"]
     waiting = awaiting(items, second_reader_share=second_reader_share)
@@ -462,7 +458,7 @@ def annotation_progress(
         to_review=sum(item.state == "submitted" for item, _ in waiting),
         reviewed=sum(item.state == "submitted" and item.review is not None for item in items),
         minutes=sum(item.seconds for item in items) / 60,
-        minutes_by_organ=by_organ,
+        minutes_by_organ={organ: seconds / 60 for organ, seconds in revisions.seconds(round_index).items() if organ is not None},
         median_minutes=float(np.median(minutes)) if minutes else None,
         attention_precision=errors / judged if judged else None,
         voxels=sum(revision.voxels for revision in saved),

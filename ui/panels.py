@@ -112,7 +112,7 @@ def progress_table(store: Store) -> str:
     states = Counter(item.state for item in items)
     open_items = states["waiting"] + states["leased"]
     per_case, how = minutes_per_case(items, _budget(store))
-    by_organ = store.minutes_by_organ()
+    by_organ = {organ: seconds / 60 for organ, seconds in store.revisions.seconds(store.round).items() if organ is not None}
     verdicts = Counter(verdict.verdict for verdict in store.revisions.verdicts(store.round))
     judged = verdicts["fixed"] + verdicts["not_an_error"]
     rows: list[tuple[str, str]] = [

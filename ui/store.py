@@ -341,8 +341,9 @@ class Store:
             raise RevisionConflict(f"{organ} of case {item.case_id} is at revision {current}, not {tool.rev}", current_id=current)
         before = self._mask(item, organ, at=current)
         subject = Subject(before, self.case(item.case_id).spacing, lambda: self._hounsfield(item.case_id))
-        shared = [0, self.organs.label_id(organ), *(self.organs.label_id(name) for name in self.organs[organ].may_touch)]
-        protected = ~np.isin(self._painted(item)[0], shared) if tool.protect else np.zeros(before.shape, bool)
+        is_protected = np.full(256, tool.protect)
+        is_protected[[0, *(self.organs.label_id(name) for name in (organ, *self.organs[organ].may_touch))]] = False
+        protected = is_protected[self._painted(item)[0]]
         runs = diff_runs(before, propose(tool, subject, protected))
         return gzip.compress(runs.astype("<u4").tobytes(), mtime=0), int(runs[:, 1].sum(dtype=np.int64))
 
@@ -369,14 +370,6 @@ class Store:
         if item.state != "submitted" and seconds > 0:
             self.log_time(item, [TimeSpent(seconds=seconds)], user=user)
         return submitted
-
-    def minutes_by_organ(self) -> dict[str, float]:
-        """Of the round, for the organs any time was spent on."""
-        total: dict[str, float] = {}
-        for (organ, _), seconds in self.revisions.seconds_by_component(self.round).items():
-            if organ is not None:
-                total[organ] = total.get(organ, 0.0) + seconds / 60
-        return total
 
     def comments(self, item: WorkItem) -> list[Record]:
         """What people said about the case, oldest first: comments and the reasons they gave."""

@@ -84,7 +84,7 @@ class Interpolate(Proposal):
     stop: NonNegativeInt | None = Field(default=None, alias="to")
 
     def apply(self, subject: Subject) -> Mask:
-        result = subject.mask.copy()
+        result = subject.mask.copy(order="K")
         slices = np.moveaxis(result, self.axis, 0)
         stop = None if self.stop is None else self.stop + 1
         painted = (self.start or 0) + np.flatnonzero(slices[self.start : stop].any(axis=(1, 2)))
@@ -205,7 +205,7 @@ class RandomWalker(Proposal):
             raise ToolError("random_walker needs some contrast; nearly every voxel of the box has the same HU")
         contrast = np.clip((hu - dark) / (bright - dark), 0, 1)
         relative = np.array(subject.spacing) / min(subject.spacing)
-        result = subject.mask.copy()
+        result = subject.mask.copy(order="K")
         # prob_tol: the solver's rounding may leave [0, 1] a little; only which probability is larger counts.
         walked = random_walker(contrast, markers, beta=self.beta, mode="cg_j", tol=1e-3, prob_tol=0.1, spacing=relative)
         result[window] = walked == 1
@@ -238,7 +238,7 @@ def propose(tool: Proposal, subject: Subject, protected: Mask) -> Mask:
     """
     window = tool.slices(subject.mask.shape)
     after: Mask = tool.apply(subject)  # type: ignore[attr-defined]
-    result = subject.mask.copy()
+    result = subject.mask.copy(order="K")
     result[window] = after[window]
     if tool.protect:
         result &= subject.mask | ~protected
@@ -261,7 +261,7 @@ def _window(mask: Mask, margin: tuple[int, ...] | None = None) -> tuple[slice, .
 def _on_window(subject: Subject, margin_mm: float, change: Callable[[Mask], Mask]) -> Mask:
     """Apply a change to the mask's surroundings only: most of a CT is far away from any one organ."""
     window = _window(subject.mask, tuple(int(np.ceil(margin_mm / step)) for step in subject.spacing))
-    result = subject.mask.copy()
+    result = subject.mask.copy(order="K")
     if result[window].size:
         result[window] = change(subject.mask[window])
     return result

@@ -424,8 +424,8 @@ class Revisions:
             with self.database.write() as connection:
                 connection.execute(insert(tables.time_entries), rows)
 
-    def seconds(self, round_index: int, case_id: str, *, reading: int | None = None) -> dict[str | None, float]:
-        """Active seconds per organ: its revisions' and the logged ones; under None those of the case as a whole."""
+    def seconds(self, round_index: int, case_id: str | None = None, *, reading: int | None = None) -> dict[str | None, float]:
+        """Active seconds per organ, its revisions' and the logged ones, of a case or of the whole round; under None on no organ."""
         total: dict[str | None, float] = {}
         for (organ, _), seconds in self.seconds_by_component(round_index, case_id, reading=reading).items():
             total[organ] = total.get(organ, 0.0) + seconds
