@@ -42,7 +42,7 @@ class Cluster(Schema):
         actors: most ensemble actors at once.
         gpus_per_actor: a fraction lets several actors share a GPU.
         cpus_per_actor: of each ensemble actor (its torch threads on a CPU).
-        read_memory_gb: a read task's memory request, so that few large CT are decoded at once.
+        task_memory_gb: memory request of a task that reads or finishes a case, so that few large CT are in memory at once.
         max_attempts: starts a case gets before it is quarantined as one that kills its process.
         max_failed_fraction: above it a job ends with an error even though the other cases are done.
         train_failures: worker-group restarts before a training gives up.
@@ -54,7 +54,7 @@ class Cluster(Schema):
     actors: PositiveInt = 1
     gpus_per_actor: PositiveFloat = 1.0
     cpus_per_actor: PositiveInt = 1
-    read_memory_gb: PositiveFloat = 1.0
+    task_memory_gb: PositiveFloat = 1.0
     max_attempts: PositiveInt = 3
     max_failed_fraction: Fraction = 0.05
     train_failures: int = 3

@@ -217,7 +217,10 @@ def predict_step(
                 "predict/cases": summary.predicted,
                 "predict/skipped": summary.skipped,
                 "predict/failed": len(summary.failed),
-                "predict/peak_mb": summary.peak_mb,
+                "predict/actor_peak_mb": summary.actor_peak_mb,
+                "predict/finish_peak_mb": summary.finish_peak_mb,
+                "predict/networks_busy": summary.times.busy("networks"),
+                **{f"predict/seconds/{stage}": seconds for stage, seconds in summary.times.seconds.items()},
             }
         )
     return summary

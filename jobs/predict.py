@@ -45,8 +45,13 @@ def main(
             forget_attempts(campaign, round_, case.case_id)
     with ray_session(), progress("predict", len(cases)) as advance:
         summary = predict_step(campaign, round_, splits=splits, progress=lambda row: advance())
-    title = f"{summary.predicted} predicted, {summary.skipped} done before, actor's peak memory {summary.peak_mb:.0f} MB"
+    title = f"{summary.predicted} predicted, {summary.skipped} done before"
     print_table(title, ("failed", "reason"), [(q.case_id, q.reason) for q in summary.failed])
+    if summary.predicted:
+        peaks = f"peak memory {summary.actor_peak_mb:.0f} MB in an actor, {summary.finish_peak_mb:.0f} MB in a task after it"
+        busy = f"actors in their networks {summary.times.busy('networks'):.0%} of the time"
+        seconds = [(stage, f"{seconds:.1f}") for stage, seconds in summary.times.seconds.items()]
+        print_table(f"{busy}; {peaks}", ("stage", "seconds of all workers"), seconds)
 
 
 if __name__ == "__main__":

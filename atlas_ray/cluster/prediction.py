@@ -1,6 +1,8 @@
-"""The prediction stream: Ray Data reads, predicts and writes one case after the other, with bounded memory.
+"""The prediction stream: Ray Data reads, predicts, finishes one case after the other, with bounded memory.
 
-    read (CPU tasks) -> ensemble + attention (actors, GPU if there) -> write (CPU tasks) -> small result rows to the driver
+    read (CPU tasks) -> ensemble (actors, GPU if there) -> finish (CPU tasks) -> small result rows to the driver
+
+The three scale apart: readers and finishers are CPU tasks anywhere in the cluster, an actor does nothing but run its networks.
 
 Keys of a row, in the order they appear (one row, one case, one block):
 
@@ -8,52 +10,37 @@ Keys of a row, in the order they appear (one row, one case, one block):
     case          str       the Case as JSON
     image         int16     [X, Y, Z] CT at the networks' spacing, RAS; None in an error row
     shape, affine, header   the image's own grid (tuple, float64 [4, 4], NIfTI header bytes or b"")
-    files         dict      relative path -> finished bytes of the prediction folder; None in an error row
     error         str       "" or why the case was set aside
-    seconds       float     time in the actor
-    peak_mb       float     peak resident memory of the actor's process
+    stages        str       laps so far, as JSON (timing.Stopwatch)
+    checkpoints   str       architecture -> sha256 of its weights, as JSON
+    packed_NAME   bytes     probabilities of one architecture (segmentation.packed); None in an error row
+    actor_peak_mb, finish_peak_mb   float   peak resident memory of the process that did it
 
 A bad case becomes an error row; it never ends the stream. A case that kills its process is started `max_attempts` times and then
 set aside: Ray Data would retry it for ever, so every start leaves a marker file first.
 """
 
+import json
 import logging
-import resource
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, quantized_heat, rank_components, without_small
+from atlas_ray.cluster.finishing import finish
+from atlas_ray.cluster.timing import StageTimes, Stopwatch, peak_mb
 from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import to_network_grid
 from atlas_ray.exceptions import AtlasError, CaseError
-from atlas_ray.organs import LabelMap
-from atlas_ray.records import AttentionComponent, Case, OrganScores, Quarantined
-from atlas_ray.schema import IntTriple, Triple
+from atlas_ray.records import Case, Quarantined
 from atlas_ray.segmentation.checkpoints import load_network
 from atlas_ray.segmentation.inference import plain_forward, predict_ensemble
-from atlas_ray.segmentation.pseudo_labels import clean_label_map, label_map, native_slabs, support
-from atlas_ray.volume import Volume, header_bytes, header_from_bytes, nifti_bytes, read_volume, reorient
-from atlas_ray.workspace import (
-    Workspace,
-    architecture_label_in,
-    attention_in,
-    components_in,
-    file_sha256,
-    heat_in,
-    new_folder,
-    pseudo_label_in,
-    scores_in,
-    write_atomically,
-)
-
-if TYPE_CHECKING:
-    import torch
+from atlas_ray.segmentation.packed import PackedProbabilities, pack
+from atlas_ray.volume import Volume, header_bytes, header_from_bytes, read_volume
+from atlas_ray.workspace import Workspace, file_sha256, new_folder
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -62,12 +49,20 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class PredictionSummary:
-    """What a run of the stream did."""
+    """What a run of the stream did.
+
+    Args:
+        predicted, skipped, failed: cases done now, done before, set aside.
+        times: where the time went.
+        actor_peak_mb, finish_peak_mb: highest resident memory of any actor, and of any task that finished a case.
+    """
 
     predicted: int
     skipped: int
     failed: tuple[Quarantined, ...]
-    peak_mb: float
+    times: StageTimes
+    actor_peak_mb: float
+    finish_peak_mb: float
 
 
 def predict_cases(
@@ -87,10 +82,12 @@ def predict_cases(
     shas = {name: _sha256(path, round_index) for name, path in paths.items()}
     todo = [case for case in cases if not _finished(workspace, round_index, case.case_id, shas)]
     failed: list[Quarantined] = []
-    peak_mb = 0.0
+    times, actor_peak_mb, finish_peak_mb = StageTimes(), 0.0, 0.0
     for row in _stream(campaign, round_index, todo) if todo else ():
         progress(row)
-        peak_mb = max(peak_mb, row["peak_mb"])
+        times.add(row["stages"])
+        actor_peak_mb = max(actor_peak_mb, row["actor_peak_mb"])
+        finish_peak_mb = max(finish_peak_mb, row["finish_peak_mb"])
         if row["error"]:
             failed.append(Quarantined(case_id=row["case_id"], step=f"predict-{round_index:03d}", reason=row["error"]))
     if failed:
@@ -100,7 +97,8 @@ def predict_cases(
         raise AtlasError(
             f"{len(failed)} of {len(cases)} cases failed, {allowed:.0%} are allowed; reasons in {workspace.quarantine}"
         )
-    return PredictionSummary(len(todo) - len(failed), len(cases) - len(todo), tuple(failed), peak_mb)
+    done = len(todo) - len(failed)
+    return PredictionSummary(done, len(cases) - len(todo), tuple(failed), times, actor_peak_mb, finish_peak_mb)
 
 
 def _sha256(path: Path, round_index: int) -> str:
@@ -135,7 +133,7 @@ def _stream(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Iter
             read_case,
             fn_kwargs={"campaign_json": plan, "round_index": round_index},
             num_cpus=0.5,
-            memory=cluster.read_memory_gb * GIB,
+            memory=cluster.task_memory_gb * GIB,
         )
         .map(
             Ensemble,
@@ -144,7 +142,12 @@ def _stream(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Iter
             num_cpus=1,
             num_gpus=cluster.gpus_per_actor if cluster.use_gpu else 0,
         )
-        .map(write_case, fn_kwargs={"campaign_json": plan, "round_index": round_index}, num_cpus=0.25)
+        .map(
+            finish_case,
+            fn_kwargs={"campaign_json": plan, "round_index": round_index},
+            num_cpus=1,
+            memory=cluster.task_memory_gb * GIB,
+        )
     )
     yield from rows.iter_rows()
 
@@ -156,15 +159,18 @@ def read_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     """Decode one CT and bring it to the networks' spacing. Never raises for a bad case."""
     campaign = Campaign.model_validate_json(campaign_json)
     case = Case.model_validate_json(row["case"])
-    empty: Row = {"image": None, "shape": None, "affine": None, "header": b"", "error": ""}
+    empty: Row = {"image": None, "shape": None, "affine": None, "header": b"", "error": "", "stages": "[]"}
+    watch = Stopwatch()
     step = f"read-{round_index:03d}"
     if refusal := _claim(campaign, step, case.case_id):
         return {**row, **empty, "error": refusal}
     try:
-        image = read_volume(case.image, series_uid=case.series_uid)
+        with watch("read"):
+            image = read_volume(case.image, series_uid=case.series_uid)
         if image.shape != case.shape:
             raise CaseError(f"{case.image} has shape {image.shape}, at ingest it had {case.shape}; run ingest again")
-        network = to_network_grid(image, campaign.preprocessing)
+        with watch("resample"):
+            network = to_network_grid(image, campaign.preprocessing)
     except CaseError as error:
         return {**row, **empty, "error": str(error)}
     finally:
@@ -176,6 +182,7 @@ def read_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
         "shape": np.array(image.shape),
         "affine": image.affine,
         "header": header_bytes(image),
+        "stages": watch.record(),
     }
 
 
@@ -202,254 +209,104 @@ def _release(campaign: Campaign, step: str, case_id: str) -> None:
 
 def forget_attempts(campaign: Campaign, round_index: int, case_id: str) -> None:
     """Clear a case's ledger: when it is done, or when someone asks to try it again."""
-    for step in ("read", "predict"):
+    for step in ("read", "predict", "finish"):
         _release(campaign, f"{step}-{round_index:03d}", case_id)
 
 
-# --- ensemble and attention -----------------------------------------------------------------------------------------
+# --- ensemble -------------------------------------------------------------------------------------------------------
 
 
 class Ensemble:
-    """Actor: holds every architecture's network and turns one CT into one finished prediction."""
+    """Actor: holds every architecture's network and turns one CT into probabilities, and does nothing else."""
 
     def __init__(self, campaign_json: str, round_index: int) -> None:
         import torch
 
         self.campaign = Campaign.model_validate_json(campaign_json)
         self.round = round_index
-        self.organs = self.campaign.load_organs()
+        organs = self.campaign.load_organs()
         self.device = torch.device("cuda" if self.campaign.cluster.use_gpu else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(self.campaign.cluster.cpus_per_actor)
         workspace = self.campaign.open_workspace()
         self.members, self.checkpoints = {}, {}
         for name in self.campaign.architecture_names:
-            network, _, sha256, _ = load_network(workspace.checkpoint(round_index, name), self.organs.names)
+            network, _, sha256, _ = load_network(workspace.checkpoint(round_index, name), organs.names)
             self.members[name] = plain_forward(network.to(self.device).eval(), self.campaign.inference, self.device)
             self.checkpoints[name] = sha256
 
     def __call__(self, row: Row) -> Row:
-        """Predict one row; its image is dropped, its finished files are added."""
+        """Predict one row; its image is dropped, its packed probabilities are added."""
         import torch
 
-        began = time.monotonic()
-        result = {
-            "case_id": row["case_id"],
-            "case": row["case"],
-            "files": None,
-            "error": row["error"],
-            "seconds": 0.0,
-            "peak_mb": 0.0,
-        }
+        image = row.pop("image")
+        packed = {_packed_key(name): None for name in self.members}
+        result = {**row, "checkpoints": json.dumps(self.checkpoints), **packed, "actor_peak_mb": 0.0}
         if row["error"]:
             return result
-        if refusal := _claim(self.campaign, f"predict-{self.round:03d}", row["case_id"]):
+        step = f"predict-{self.round:03d}"
+        if refusal := _claim(self.campaign, step, row["case_id"]):
             return {**result, "error": refusal}
-        case = Case.model_validate_json(row["case"])
-        grid = Volume(_no_voxels(row["shape"]), np.array(row["affine"]), header_from_bytes(row["header"]))
+        watch = Stopwatch(row["stages"])
         try:
-            files = self.predict(case, np.array(row["image"]), grid, began)
+            with watch("networks"):
+                bytes_MKXYZ = self.predict(np.asarray(image))
+            with watch("pack"):
+                result |= {_packed_key(name): pack(one) for name, one in zip(self.members, bytes_MKXYZ, strict=True)}
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            _release(self.campaign, f"predict-{self.round:03d}", case.case_id)
-            return {**result, "error": f"out of GPU memory: {str(error).splitlines()[0]}"}
-        return {**result, "files": files, "seconds": time.monotonic() - began, "peak_mb": _peak_mb()}
+            result["error"] = f"out of GPU memory: {str(error).splitlines()[0]}"
+        _release(self.campaign, step, row["case_id"])
+        return {**result, "stages": watch.record(), "actor_peak_mb": peak_mb()}
 
-    def predict(self, case: Case, image: npt.NDArray[np.int16], grid: Volume, began: float) -> dict[str, bytes]:
-        """Every file of one prediction, by its path in the prediction folder; scores.json last."""
-        import torch
+    def predict(self, image_XYZ: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
+        """bytes_MKXYZ, probabilities of a CT at the networks' spacing."""
+        campaign = self.campaign
+        return predict_ensemble(
+            self.members,
+            image_XYZ,
+            campaign.inference,
+            window_hu=campaign.preprocessing.window_hu,
+            spacing=campaign.preprocessing.spacing,
+            device=self.device,
+        ).bytes_MKXYZ
 
-        campaign, organs = self.campaign, self.organs
-        ras_shape = reorient(grid).shape
-        with torch.inference_mode():
-            prediction = predict_ensemble(
-                self.members,
-                image,
-                campaign.inference,
-                window_hu=campaign.preprocessing.window_hu,
-                spacing=campaign.preprocessing.spacing,
-                device=self.device,
-            )
-            stored = prediction.bytes_MKXYZ
-            native = self._on_native_grid(stored, support(stored, campaign.pseudo_labels), case, ras_shape, _ras_spacing(grid))
-        to_image = _Turner(grid, ras_shape)
-        label = to_image(clean_label_map(native.label, organs) if campaign.pseudo_labels.largest_component else native.label)
-        folder = Path()
-        files = {str(pseudo_label_in(folder)): nifti_bytes(grid.with_voxels(label))}
-        for name, architecture_label in zip(campaign.architecture_names, native.architecture_labels, strict=True):
-            files[str(architecture_label_in(folder, name))] = nifti_bytes(grid.with_voxels(to_image(architecture_label)))
-        components: list[AttentionComponent] = []
-        scores: list[OrganScores] = []
-        strongest = np.zeros(grid.shape, np.uint8)
-        for channel, name in enumerate(organs.names):
-            bits, heat = (to_image(dense) for dense in native.attention[channel].dense())
-            bits, heat = without_small(bits, heat, spacing=grid.spacing, min_volume_mm3=campaign.attention.min_component_mm3)
-            found = find_components(
-                bits,
-                heat,
-                organ=name,
-                criterion_names=campaign.attention.criterion_names,
-                spacing=grid.spacing,
-            )
-            components += found
-            stored_heat = quantized_heat(heat)
-            np.maximum(strongest, stored_heat, out=strongest)
-            files[str(attention_in(folder, name))] = nifti_bytes(grid.with_voxels(bits))
-            scores.append(
-                organ_scores(
-                    bits,
-                    heat,
-                    organ=name,
-                    spacing=grid.spacing,
-                    predicted_voxels=int(organs.mask(label, name).sum()),
-                    components=len(found),
-                    entropy=native.entropy[channel],
-                )
-            )
-        files[str(heat_in(folder))] = nifti_bytes(grid.with_voxels(strongest))
-        lines = (component.model_dump_json() + "\n" for component in rank_components(components))
-        files[str(components_in(folder))] = "".join(lines).encode()
-        record = case_scores(
-            case.case_id,
-            scores,
-            round_index=self.round,
-            checkpoints=self.checkpoints,
-            attention_mode=campaign.attention.mode,
-            seconds=time.monotonic() - began,
-            peak_memory_mb=_peak_mb(),
+
+def _packed_key(architecture: str) -> str:
+    """One column each: Arrow holds at most 2 GiB of bytes in a column of a block."""
+    return f"packed_{architecture}"
+
+
+# --- finish ---------------------------------------------------------------------------------------------------------
+
+
+def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
+    """Make labels, attention and scores of the probabilities, and put them in their place, whole."""
+    campaign = Campaign.model_validate_json(campaign_json)
+    checkpoints = json.loads(row["checkpoints"])
+    packed = [row.pop(_packed_key(name)) for name in checkpoints]
+    case_id, watch = row["case_id"], Stopwatch(row["stages"])
+    result = {key: row[key] for key in ("case_id", "error", "actor_peak_mb")} | {"finish_peak_mb": 0.0}
+    if row["error"]:
+        return {**result, "stages": watch.record()}
+    if refusal := _claim(campaign, f"finish-{round_index:03d}", case_id):
+        return {**result, "error": refusal, "stages": watch.record()}
+    grid = Volume(_no_voxels(row["shape"]), np.array(row["affine"]), header_from_bytes(row["header"]))
+    with new_folder(campaign.open_workspace().prediction(round_index, case_id)) as folder:
+        finish(
+            folder,
+            campaign,
+            Case.model_validate_json(row["case"]),
+            grid,
+            PackedProbabilities(packed),
+            round_index=round_index,
+            checkpoints=checkpoints,
+            watch=watch,
         )
-        files[str(scores_in(folder))] = record.model_dump_json(indent=2).encode()
-        return files
-
-    def _on_native_grid(
-        self, stored: npt.NDArray[np.uint8], counted: npt.NDArray[np.uint32], case: Case, ras_shape: IntTriple, spacing: Triple
-    ) -> "_Native":
-        """Labels and attention on the image's own grid (in RAS), slab by slab."""
-        import torch
-
-        campaign, organs = self.campaign, self.organs
-        bits_K111 = np.arange(len(organs), dtype=np.uint32)[:, None, None, None]
-        native = _Native.empty(ras_shape, len(organs), len(self.members))
-        threshold = campaign.pseudo_labels.threshold
-        halo = campaign.attention.halo(spacing)[2]
-        for slab in native_slabs(stored, counted, ras_shape, halo=halo):
-            probabilities_MKXYZ = torch.from_numpy(slab.bytes_MKXYZ).to(self.device).float() / 255
-            support_MKXYZ = torch.from_numpy((slab.support_MXYZ[:, None] >> bits_K111 & 1).astype(bool)).to(self.device)
-            masked = probabilities_MKXYZ * support_MKXYZ
-            inner = slab.inner(masked)
-            z = slice(slab.start, slab.stop)
-            mean_KXYZ = inner.mean(dim=0)
-            native.label[..., z] = label_map(mean_KXYZ, organs, threshold)
-            for m, architecture_label in enumerate(native.architecture_labels):
-                architecture_label[..., z] = label_map(inner[m], organs, threshold)
-            native.add_entropy(slab.inner(probabilities_MKXYZ).mean(dim=0))
-            maps = campaign.attention(
-                probabilities_MKXYZ,
-                support_MKXYZ=support_MKXYZ,
-                organs=organs,
-                spacing=spacing,
-                skip=frozenset(case.labeled_organs) if case.split == "train" else frozenset(),  # a holdout is watched whole
-            )
-            native.add_attention(slab.start, slab.inner(maps.bits_KXYZ), slab.inner(maps.heat_KXYZ))
-        return native
-
-
-@dataclass(slots=True)
-class _Sparse:
-    """One organ's attention as it grows slab by slab: only the voxels that have any (0.7 to 7 % of a CT)."""
-
-    shape: IntTriple
-    where: list[npt.NDArray[np.intp]]
-    bits: list[npt.NDArray[np.uint8]]
-    heat: list[npt.NDArray[np.float32]]
-
-    def dense(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        bits, heat = np.zeros(self.shape, np.uint8), np.zeros(self.shape, np.float32)
-        for where, some_bits, some_heat in zip(self.where, self.bits, self.heat, strict=True):
-            bits.reshape(-1)[where] = some_bits
-            heat.reshape(-1)[where] = some_heat
-        return bits, heat
-
-
-@dataclass(slots=True)
-class _Native:
-    """What accumulates on the image's own grid, in RAS."""
-
-    label: LabelMap
-    architecture_labels: list[LabelMap]
-    attention: list[_Sparse]
-    entropy_sum: npt.NDArray[np.float64]
-    entropy_count: npt.NDArray[np.int64]
-
-    @classmethod
-    def empty(cls, shape: IntTriple, organs: int, architectures: int) -> "_Native":
-        return cls(
-            np.zeros(shape, np.uint8),
-            [np.zeros(shape, np.uint8) for _ in range(architectures)],
-            [_Sparse(shape, [], [], []) for _ in range(organs)],
-            np.zeros(organs),
-            np.zeros(organs, np.int64),
-        )
-
-    def add_attention(self, start: int, bits_KXYZ: "torch.Tensor", heat_KXYZ: "torch.Tensor") -> None:
-        for sparse, bits, heat in zip(self.attention, bits_KXYZ.cpu().numpy(), heat_KXYZ.cpu().numpy(), strict=True):
-            x, y, z = np.nonzero(bits)
-            if len(x):
-                sparse.where.append(np.ravel_multi_index((x, y, z + start), sparse.shape))
-                sparse.bits.append(bits[x, y, z])
-                sparse.heat.append(heat[x, y, z])
-
-    def add_entropy(self, mean_KXYZ: "torch.Tensor") -> None:
-        """Binary entropy of the mean probability, summed where the organ is at least possible (p > 0.05)."""
-        possible = mean_KXYZ > 0.05
-        p = mean_KXYZ.clamp(1e-6, 1 - 1e-6)
-        entropy = -(p * p.log() + (1 - p) * (1 - p).log()) * possible
-        self.entropy_sum += entropy.sum(dim=(1, 2, 3)).cpu().numpy()
-        self.entropy_count += possible.sum(dim=(1, 2, 3)).cpu().numpy()
-
-    @property
-    def entropy(self) -> list[float]:
-        return [float(v) for v in self.entropy_sum / np.maximum(1, self.entropy_count)]
-
-
-class _Turner:
-    """Turns arrays from RAS back to the image's own axis order and directions."""
-
-    def __init__(self, grid: Volume, ras_shape: IntTriple) -> None:
-        self._affine = reorient(grid).affine
-        self._orientation = grid.orientation
-        self._shape = ras_shape
-
-    def __call__(self, voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.ascontiguousarray(reorient(Volume(voxels, self._affine), self._orientation).voxels)
+    forget_attempts(campaign, round_index, case_id)
+    return {**result, "stages": watch.record(), "finish_peak_mb": peak_mb()}
 
 
 def _no_voxels(shape: Sequence[int]) -> npt.NDArray[np.uint8]:
     """A grid needs a shape, not memory: one byte seen as a whole volume."""
     return np.broadcast_to(np.uint8(0), tuple(int(n) for n in shape))
-
-
-def _ras_spacing(grid: Volume) -> Triple:
-    return reorient(grid).spacing
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
-
-
-# --- write ----------------------------------------------------------------------------------------------------------
-
-
-def write_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
-    """Put one prediction in its place, whole; what goes to the driver is small."""
-    files = row.pop("files")
-    row.pop("case")
-    if row["error"]:
-        return row
-    campaign = Campaign.model_validate_json(campaign_json)
-    final = campaign.open_workspace().prediction(round_index, row["case_id"])
-    with new_folder(final) as partial:
-        for name, data in files.items():
-            write_atomically(partial / name, bytes(data))
-    forget_attempts(campaign, round_index, row["case_id"])
-    return row

@@ -13,7 +13,7 @@ Axis letters: M architectures, K organs, X Y Z.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,11 +43,20 @@ class PseudoLabels(Schema):
     largest_component: bool = True
 
 
-def support(bytes_MKXYZ: Bytes, settings: PseudoLabels) -> Words:
+class Probabilities(Protocol):
+    """round(255 p) at the networks' spacing: an array [M, K, X, Y, Z], a memory map, or what reads like one an organ at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, where: Any, /) -> Bytes: ...
+
+
+def support(bytes_MKXYZ: Probabilities, settings: PseudoLabels) -> Words:
     """Where each architecture's soft prediction counts: its cleaned hard mask, dilated once by the full 3x3x3 cube (a.3).
 
     Args:
-        bytes_MKXYZ: probabilities at the networks' spacing; an array or a memory map, not copied where X is the fastest axis.
+        bytes_MKXYZ: probabilities, not copied where X is the fastest axis.
 
     Returns:
         support_MXYZ: bit k is set where organ k counts. X is the fastest axis.
@@ -118,7 +127,9 @@ class Slab:
         return array[..., self.context : self.context + self.stop - self.start]
 
 
-def native_slabs(bytes_MKXYZ: Bytes, support_MXYZ: Words, shape: IntTriple, *, halo: int, memory_mb: float = 300) -> Iterator[Slab]:
+def native_slabs(
+    bytes_MKXYZ: Probabilities, support_MXYZ: Words, shape: IntTriple, *, halo: int, memory_mb: float = 300
+) -> Iterator[Slab]:
     """Probabilities on the image's own grid (in RAS), a few slices at a time, so that memory does not grow with the volume.
 
     Args:
@@ -134,16 +145,18 @@ def native_slabs(bytes_MKXYZ: Bytes, support_MXYZ: Words, shape: IntTriple, *, h
     taps = [linear_taps(n, out) for n, out in zip(grid, shape, strict=True)]
     first, weights = tuple(tap[0] for tap in taps), tuple(tap[1] for tap in taps)
     nearest = [nearest_indices(n, out) for n, out in zip(grid, shape, strict=True)]
-    organs = {(m, k): np.ascontiguousarray(bytes_MKXYZ[m, k].T) for m, k in np.ndindex(M, K)}
-    boxes = {key: box_above(organ_ZYX, 0) for key, organ_ZYX in organs.items()}
+    boxes = {(m, k): box_above(np.ascontiguousarray(bytes_MKXYZ[m, k].T), 0) for m, k in np.ndindex(M, K)}
     slice_mb = M * (K + 4) * shape[0] * shape[1] / 2**20
     step = max(1, 2 * halo, int(memory_mb / slice_mb) - 2 * halo)  # at most twice the work is context
     for start in range(0, shape[2], step):
         stop = min(start + step, shape[2])
         low, high = max(0, start - halo), min(shape[2], stop + halo)
         result_MKXYZ = np.zeros((M, K, shape[0], shape[1], high - low), np.uint8)
-        for key, organ_ZYX in organs.items():
-            interpolate_bytes(organ_ZYX, boxes[key], first, weights, low, result_MKXYZ[key])
+        z = slice(int(first[2][low]), min(grid[2], int(first[2][high - 1]) + weights[2].shape[1]))  # what the slab is made of
+        for (m, k), box in boxes.items():
+            organ_ZYX = np.ascontiguousarray(bytes_MKXYZ[m, k, :, :, z].T)
+            part = np.column_stack([np.clip(box[:, 0] - z.start, 0, len(organ_ZYX)), box[:, 1:]])
+            interpolate_bytes(organ_ZYX, part, (first[0], first[1], first[2] - z.start), weights, low, result_MKXYZ[m, k])
         words_MXYZ = support_MXYZ.take(nearest[2][low:high], axis=3).take(nearest[1], axis=2).take(nearest[0], axis=1)
         yield Slab(start, stop, start - low, result_MKXYZ, words_MXYZ)
 

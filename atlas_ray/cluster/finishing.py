@@ -1,0 +1,206 @@
+"""From an ensemble's probabilities to one finished prediction folder: labels, attention, components, scores.
+
+Runs in CPU tasks beside the actors, one case at a time, without networks. Everything large is made slab by slab along Z; what stays
+is one byte per voxel and label map, and the few voxels that have attention. Work is in RAS; files are on the image's own grid.
+
+Axes: M architectures, K organs, X Y Z of the image in RAS, N voxels with attention.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from atlas_ray.attention.rules import mean_entropies
+from atlas_ray.attention.scoring import (
+    case_scores,
+    find_components,
+    organ_scores,
+    quantized_heat,
+    rank_components,
+    without_small,
+)
+from atlas_ray.attention.sparse import GridAttention, OrganAttention
+from atlas_ray.cluster.timing import Stopwatch, peak_mb
+from atlas_ray.config import Campaign
+from atlas_ray.organs import Organs
+from atlas_ray.records import AttentionComponent, Case, OrganScores
+from atlas_ray.segmentation.packed import PackedProbabilities
+from atlas_ray.segmentation.pseudo_labels import clean_label_map, native_slabs, support
+from atlas_ray.volume import Volume, reorient, write_volume
+from atlas_ray.workspace import (
+    architecture_label_in,
+    attention_in,
+    components_in,
+    heat_in,
+    pseudo_label_in,
+    scores_in,
+    write_atomically,
+)
+
+POSSIBLE = 0.05  # mean probability above which an organ counts as possible in a voxel
+
+
+class Canvas:
+    """An empty volume on an image's own grid, in file order, and the same memory seen in RAS.
+
+    Args:
+        grid: the image's; its voxels are not looked at.
+    """
+
+    def __init__(self, grid: Volume, dtype: npt.DTypeLike = np.uint8) -> None:
+        self.voxels = np.zeros(grid.shape, dtype, order="F")
+        self._grid = grid
+        self.ras_XYZ = reorient(Volume(self.voxels, grid.affine)).voxels
+
+    def volume(self) -> Volume:
+        """What was painted, with the image's header."""
+        return self._grid.with_voxels(self.voxels)
+
+
+@dataclass(slots=True)
+class Findings:
+    """What is found on the image's own grid, slab by slab.
+
+    Args:
+        label: the ensemble's label map.
+        own_labels: each architecture's.
+        slabs: first slice and attention per organ of each slab.
+    """
+
+    label: Canvas
+    own_labels: dict[str, Canvas]
+    slabs: list[tuple[int, tuple[OrganAttention, ...]]] = field(default_factory=list)
+
+    def add(self, start: int, found: GridAttention) -> None:
+        z = slice(start, start + found.label_XYZ.shape[2])
+        self.label.ras_XYZ[..., z] = found.label_XYZ
+        for canvas, own_XYZ in zip(self.own_labels.values(), found.own_labels_MXYZ, strict=True):
+            canvas.ras_XYZ[..., z] = own_XYZ
+        self.slabs.append((start, found.organs))
+
+    def attention(self, channel: int, grid: Volume) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """One organ's bits and heat on the image's own grid."""
+        bits, heat = Canvas(grid), Canvas(grid, np.float32)
+        for start, organs in self.slabs:
+            found = organs[channel]
+            x, y, z = np.unravel_index(found.places_N, found.shape)
+            bits.ras_XYZ[x, y, z + start] = found.bits_N
+            heat.ras_XYZ[x, y, z + start] = found.heat_N
+        return bits.voxels, heat.voxels
+
+
+def finish(
+    folder: Path,
+    campaign: Campaign,
+    case: Case,
+    grid: Volume,
+    probabilities: PackedProbabilities,
+    *,
+    round_index: int,
+    checkpoints: dict[str, str],
+    watch: Stopwatch,
+) -> None:
+    """Write every file of one prediction into an empty folder, scores.json last.
+
+    Args:
+        grid: the image's own, without voxels.
+        probabilities: at the networks' spacing, one architecture after the other as `checkpoints` names them.
+        checkpoints: architecture -> sha256 of its weights.
+        watch: of the case; gets a lap per stage.
+    """
+    organs = campaign.load_organs()
+    found = look(campaign, case, grid, probabilities, organs, tuple(checkpoints), watch)
+    with watch("clean"):
+        if campaign.pseudo_labels.largest_component:
+            found.label.voxels = clean_label_map(found.label.voxels, organs)
+    components: list[AttentionComponent] = []
+    scores: list[OrganScores] = []
+    strongest = Canvas(grid)
+    mode = campaign.attention
+    for channel, name in enumerate(organs.names):
+        bits, heat = found.attention(channel, grid)
+        with watch("components"):
+            bits, heat = without_small(bits, heat, spacing=grid.spacing, min_volume_mm3=mode.min_component_mm3)
+            listed = find_components(bits, heat, organ=name, criterion_names=mode.criterion_names, spacing=grid.spacing)
+            components += listed
+            np.maximum(strongest.voxels, quantized_heat(heat), out=strongest.voxels)
+            scores.append(
+                organ_scores(
+                    bits,
+                    heat,
+                    organ=name,
+                    spacing=grid.spacing,
+                    predicted_voxels=int(organs.mask(found.label.voxels, name).sum()),
+                    components=len(listed),
+                    entropy=mean_entropy(probabilities, channel),
+                )
+            )
+        with watch("write"):
+            write_volume(attention_in(folder, name), grid.with_voxels(bits))
+    with watch("write"):
+        write_volume(heat_in(folder), strongest.volume())
+        write_volume(pseudo_label_in(folder), found.label.volume())
+        for name, canvas in found.own_labels.items():
+            write_volume(architecture_label_in(folder, name), canvas.volume())
+        lines = (component.model_dump_json() + "\n" for component in rank_components(components))
+        write_atomically(components_in(folder), "".join(lines))
+    record = case_scores(
+        case.case_id,
+        scores,
+        round_index=round_index,
+        checkpoints=checkpoints,
+        attention_mode=mode.mode,
+        seconds=watch.seconds,
+        peak_memory_mb=peak_mb(),
+    )
+    write_atomically(scores_in(folder), record.model_dump_json(indent=2))
+
+
+def look(
+    campaign: Campaign,
+    case: Case,
+    grid: Volume,
+    probabilities: PackedProbabilities,
+    organs: Organs,
+    architectures: tuple[str, ...],
+    watch: Stopwatch,
+) -> Findings:
+    """Labels and attention on the image's own grid."""
+    ras = reorient(grid)
+    with watch("support"):
+        counted = support(probabilities, campaign.pseudo_labels)
+    slabs = native_slabs(probabilities, counted, ras.shape, halo=campaign.attention.halo(ras.spacing)[2])
+    found = Findings(Canvas(grid), {name: Canvas(grid) for name in architectures})
+    # A training case needs no attention where it is labeled; a holdout is watched whole.
+    skip = frozenset(case.labeled_organs) if case.split == "train" else frozenset()
+    while True:
+        with watch("inverse"):
+            slab = next(slabs, None)
+        if slab is None:
+            return found
+        with watch("attention"):
+            part = campaign.attention.look(
+                slab.bytes_MKXYZ,
+                support_MXYZ=slab.support_MXYZ,
+                organs=organs,
+                spacing=ras.spacing,
+                skip=skip,
+                label_threshold=campaign.pseudo_labels.threshold,
+                inner=slice(slab.context, slab.context + slab.stop - slab.start),
+                own_labels=True,
+                threads=1,
+            )
+        found.add(slab.start, part)
+
+
+def mean_entropy(probabilities: PackedProbabilities, channel: int) -> float:
+    """Binary entropy of the mean probability, nats, averaged over the voxels at the networks' spacing where the organ is at least
+    possible (mean p > 0.05); 0 where it is nowhere."""
+    M = probabilities.shape[0]
+    sums = np.zeros(probabilities.grid, np.uint16)
+    for m in range(M):
+        sums += probabilities[m, channel]
+    voxels_of_sum = np.bincount(sums[sums > POSSIBLE * 255 * M], minlength=255 * M + 1)
+    return float(voxels_of_sum @ mean_entropies(M) / max(1, voxels_of_sum.sum()))
