@@ -46,20 +46,20 @@ def make_campaign(root: Path, organs: Organs, cases: list[Predicted]) -> Workspa
     write_lines(workspace.manifest, records)
     workspace.config.write_text(f"organs: {organs.model_dump_json()}\n")  # JSON is YAML
     with open_database(sqlite_url(workspace.annotation_db)) as database:
-        entries = [
-            QueueEntry(case_id=case.case_id, organs=_disputed(case, organs), rank=n, score=1 / n) for n, case in enumerate(cases, 1)
-        ]
+        found = {case.case_id: workspace.case_components(0, case.case_id) for case in cases}
+        disputed = {case_id: tuple(dict.fromkeys(c.organ for c in components)) for case_id, components in found.items()}
+        entries = [QueueEntry(case_id=id_, organs=names, rank=n, score=1 / n) for n, (id_, names) in enumerate(disputed.items(), 1)]
         Queue(database).fill(0, entries)
     return workspace
 
 
-def _disputed(case: Predicted, organs: Organs) -> tuple[str, ...]:
-    return tuple(organ.name for organ in organs if _disagreement(case, organ.label_id).any())
-
-
-def _disagreement(case: Predicted, label_id: int) -> npt.NDArray[np.bool_]:
-    votes = [labels == label_id for labels in case.networks.values()]
-    return np.logical_or.reduce(votes) & ~np.logical_and.reduce(votes)
+def _box(mask: npt.NDArray[np.bool_], margin: int = 1) -> tuple[slice, ...]:
+    """The box around a mask; the whole volume of a large CT is slow to look at again and again."""
+    spans = []
+    for axis, n in enumerate(mask.shape):
+        found = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        spans.append(slice(max(0, int(found[0]) - margin), min(n, int(found[-1]) + 1 + margin)))
+    return tuple(spans)
 
 
 def _write_case(workspace: Workspace, root: Path, organs: Organs, case: Predicted) -> Case:
@@ -73,18 +73,22 @@ def _write_case(workspace: Workspace, root: Path, organs: Organs, case: Predicte
     put(workspace.pseudo_label(0, case.case_id), case.draft)
     for name, labels in case.networks.items():
         put(workspace.architecture_label(0, case.case_id, name), labels)
-    heat = np.zeros(case.draft.shape, np.uint8)
+    heat = np.zeros(case.draft.shape, np.uint8, order="F")
     found: list[AttentionComponent] = []
+    first, *rest = case.networks.values()
+    box = _box(np.logical_or.reduce([labels != first for labels in rest]))
     for organ in organs:
-        hot = _disagreement(case, organ.label_id)
+        votes = [labels[box] == organ.label_id for labels in case.networks.values()]
+        hot = np.logical_or.reduce(votes) & ~np.logical_and.reduce(votes)
         if not hot.any():
             continue
-        bits = hot.astype(np.uint8)
-        bits[hot & (ndimage.distance_transform_edt(hot) > 2)] |= 2  # the networks are unsure inside, too
+        depth = ndimage.distance_transform_edt(hot)
+        bits = np.zeros(case.draft.shape, np.uint8, order="F")
+        bits[box] = hot + 2 * (depth > 2)  # the networks are unsure inside, too
         # Hottest in the middle, as the entropy of an ensemble is.
-        heat = np.maximum(heat, np.where(hot, np.clip(70 + 30 * ndimage.distance_transform_edt(hot), 0, 255), 0).astype(np.uint8))
+        heat[box] = np.maximum(heat[box], np.where(hot, np.clip(70 + 30 * depth, 0, 255), 0).astype(np.uint8))
         put(workspace.attention(0, case.case_id, organ.name), bits)
-        found += _components(organ.name, bits, heat, float(np.prod(spacing)))
+        found += _components(organ.name, bits[box], heat[box], float(np.prod(spacing)), [s.start for s in box])
     put(workspace.heat(0, case.case_id), heat)
     ranked = [c.model_copy(update={"index": n}) for n, c in enumerate(sorted(found, key=lambda c: -c.score), 1)]
     write_lines(workspace.components(0, case.case_id), ranked)
@@ -105,7 +109,7 @@ def _write_case(workspace: Workspace, root: Path, organs: Organs, case: Predicte
     )  # fmt: skip
 
 
-def _components(organ: str, bits: Labels, heat: Labels, voxel_mm3: float) -> list[AttentionComponent]:
+def _components(organ: str, bits: Labels, heat: Labels, voxel_mm3: float, corner: list[int]) -> list[AttentionComponent]:
     labels, count = ndimage.label(bits > 0, structure=EVERY_NEIGHBOR)
     result = []
     for number, box in enumerate(ndimage.find_objects(labels, max_label=count), 1):
@@ -113,11 +117,13 @@ def _components(organ: str, bits: Labels, heat: Labels, voxel_mm3: float) -> lis
         if (voxels := int(inside.sum())) < 20:
             continue
         hot = np.where(inside, heat[box], 0)
-        peak = tuple(int(p) + s.start for p, s in zip(np.unravel_index(hot.argmax(), hot.shape), box, strict=True))
+        place = np.unravel_index(hot.argmax(), hot.shape)
+        peak = tuple(int(p) + s.start + c for p, s, c in zip(place, box, corner, strict=True))
         fired = tuple(name for bit, name in enumerate(CRITERIA) if (bits[box][inside] >> bit & 1).any())
         result.append(
             AttentionComponent(
-                organ=organ, index=0, box=tuple((s.start, s.stop) for s in box), peak=peak, voxels=voxels,
+                organ=organ, index=0, box=tuple((s.start + c, s.stop + c) for s, c in zip(box, corner, strict=True)), peak=peak,
+                voxels=voxels,
                 volume_mm3=voxels * voxel_mm3, reason=fired[0], criteria=fired, score=float(hot.sum()) / 255 * voxel_mm3,
                 mean_heat=float(hot.sum()) / 255 / voxels,
             )
@@ -130,12 +136,15 @@ def _components(organ: str, bits: Labels, heat: Labels, voxel_mm3: float) -> lis
 
 def with_cavity(truth: Labels, label_id: int, spacing: tuple[float, ...], radius_mm: float = 14.0) -> Labels:
     """The label map with a hole in one organ, as networks leave it where gas or contrast fills a stomach."""
-    mask = truth == label_id
+    box = _box(truth == label_id)
+    mask = truth[box] == label_id
     depth = ndimage.distance_transform_edt(mask, sampling=spacing)
     deepest = np.unravel_index(depth.argmax(), mask.shape)
     grid = np.ogrid[tuple(slice(0, n) for n in mask.shape)]
     away = sum(((g - c) * s) ** 2 for g, c, s in zip(grid, deepest, spacing, strict=True))
-    return np.where(mask & (away <= min(radius_mm, 0.8 * float(depth.max())) ** 2), 0, truth).astype(np.uint8)
+    result = truth.copy(order="F")
+    result[box][mask & (away <= min(radius_mm, 0.8 * float(depth.max())) ** 2)] = 0
+    return result
 
 
 def predicted(

@@ -1,5 +1,6 @@
 """An annotator's way through a case, on a real CT and on a large synthetic one: from error to error, to the next case."""
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from kit import (
     wait_for_case,
     wait_until_idle,
 )
+from PIL import Image
 
 from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.annotation.queue import Queue
@@ -77,15 +79,17 @@ def hash_of(mask: np.ndarray) -> int:
 
 
 def picture(page: Any, name: str) -> None:
+    """For the documentation, with 256 colors: a third of the bytes."""
     if SCREENSHOTS:
         Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(SCREENSHOTS) / name)
+        Image.open(io.BytesIO(page.screenshot())).quantize(256).save(Path(SCREENSHOTS) / name, optimize=True)
 
 
 def test_an_annotator_s_way_through_a_case(
     new_page: NewPage, server: AppServer, campaign: Workspace, organs: Organs, request: pytest.FixtureRequest
 ) -> None:
     is_real = "real" in request.node.name
+    kind = "real" if is_real else "synthetic"
     page = new_page(width=1366, height=768)
     page.goto(f"{server.url}/ui/")
     page.locator('#queue [data-testid="cell-0-1"]').click()
@@ -99,7 +103,7 @@ def test_an_annotator_s_way_through_a_case(
     label_id = organs.label_id(first["organ"])
     start = mask_hash(page)
     page.wait_for_timeout(600)
-    picture(page, f"error_{'real' if is_real else 'synthetic'}.png")
+    picture(page, f"error_{kind}.png")
 
     # Component 1 is a cavity: take it from the networks, one after the other, until one has it right.
     for _ in range(3):
@@ -110,7 +114,7 @@ def test_an_annotator_s_way_through_a_case(
     assert "taken from" in note(page)
     fixed = mask_hash(page)
     assert fixed == hash_of(truth == label_id)
-    picture(page, f"fixed_{'real' if is_real else 'synthetic'}.png")
+    picture(page, f"fixed_{kind}.png")
 
     # Paint, erase, lasso, fill and interpolate around it.
     x, y, z = first["peak"]
@@ -139,7 +143,9 @@ def test_an_annotator_s_way_through_a_case(
     page.keyboard.up("Control")
     page.wait_for_function(f"{EDITOR}.scene.lasso.length === 0")
     page.keyboard.press("i")
-    page.wait_for_function(f"!{EDITOR}.switching && !document.querySelector('[data-id=step]').textContent.endsWith('…')")
+    page.wait_for_function(
+        f"!{EDITOR}.switching && !document.querySelector('[data-id=step]').textContent.endsWith('…')", timeout=120_000
+    )
     steps = page.evaluate(f"{EDITOR}.active.edit.past.map((step) => step.name.split(' ')[0])")
     assert steps[0] == "take"
     assert steps[1:3] == ["erase", "paint"]
@@ -169,7 +175,7 @@ def test_an_annotator_s_way_through_a_case(
     assert "anna" in rows.first.inner_text()
     rows.nth(0).click()
     page.wait_for_function(f"{EDITOR}.scene.compare !== null")
-    picture(page, f"history_{'real' if is_real else 'synthetic'}.png")
+    picture(page, f"history_{kind}.png")
     page.keyboard.press("Escape")
 
     # What is on disk is the draft with exactly the edited organ changed, as the screen shows it.

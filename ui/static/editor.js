@@ -2,17 +2,18 @@
 
 import { Client } from "./client.js";
 import { rgb } from "./colors.js";
+import { bindControls } from "./controls.js";
 import { Drafts } from "./drafts.js";
 import { bake, protectedIds } from "./edit.js";
-import { RADII, WINDOWS, actionOf, isTextField } from "./keys.js";
-import { toWorld } from "./nifti.js";
+import { WINDOWS } from "./keys.js";
+import { bindPlanes, showRing } from "./mouse.js";
 import { OrganState, stepVoxels } from "./organs.js";
-import { commentList, componentList, escapeHtml, historyList, organList, pretty, reviewedShare, takeTable, template } from "./panels.js";
+import { escapeHtml, historyList, pretty, reviewedShare, takeTable, template } from "./panels.js";
 import { boxFaces, copySliceRuns, criterionBits, difference, seedBox } from "./region.js";
 import { Packed, countVoxels } from "./runs.js";
+import { showCase, showComments, showComponents, showCriteria, showOrgans, showSave, showSteps, showTab, showTools } from "./shown.js";
 import { Stopwatch } from "./stopwatch.js";
 import { Takeover, componentRegion } from "./take.js";
-import { TOOLS } from "./tools.js";
 import { Plane, Scene } from "./view.js";
 import { Volumes } from "./volumes.js";
 
@@ -36,10 +37,10 @@ class Editor {
     root.innerHTML = template();
     this.parts = Object.fromEntries([...root.querySelectorAll("[data-id]")].map((part) => [part.dataset.id, part]));
     this.planes = Object.fromEntries([...root.querySelectorAll("[data-plane]")].map((el) => [el.dataset.plane, new Plane(el, el.dataset.plane)]));
-    this.bindControls();
-    this.bindPlanes();
-    this.showTools();
-    this.showTab();
+    bindControls(this);
+    bindPlanes(this);
+    showTools(this);
+    showTab(this);
     this.started = this.start();
   }
 
@@ -78,7 +79,7 @@ class Editor {
     this.scene = Object.assign(new Scene(image), { labels, heat });
     for (const organ of info.organs) this.scene.colors.set(organ.label_id, rgb(organ.color));
     for (const plane of Object.values(this.planes)) plane.setScene(this.scene);
-    this.showCase();
+    showCase(this);
     if (components.length) this.look(0);
     await this.takeUp(first.name, first);
     this.ready = true;
@@ -86,7 +87,7 @@ class Editor {
     this.root.dataset.loadMs = Math.round(performance.now() - begun);
     this.leaseTimer = setInterval(() => this.keepLease(), LEASE_MS);
     this.prefetchTimer = setTimeout(() => this.volumes.prefetch().catch(() => {}), PREFETCH_MS); // only a convenience
-    this.showComments().catch(() => {});
+    showComments(this).catch(() => {});
     await this.replayOthers(first.name);
   }
 
@@ -124,7 +125,7 @@ class Editor {
       if (!this.readOnly) await this.client.json("POST", ["cases", this.caseId, "lease"]);
     } catch (error) {
       if (error.status === 409) this.readOnly = error.message;
-      this.showCase();
+      showCase(this);
     }
   }
 
@@ -170,9 +171,9 @@ class Editor {
     this.flagsReady = this.fetchFlags(state);
     this.flagsReady.catch((error) => this.note(error.message));
     this.turnClock();
-    this.showOrgans();
-    this.showSteps();
-    this.showSave();
+    showOrgans(this);
+    showSteps(this);
+    showSave(this);
     this.showHistory().catch(() => {});
     this.draw();
   }
@@ -181,7 +182,7 @@ class Editor {
     const { client, drafts, caseId, scene: { dims, spacing }, session: { user } } = this;
     const state = new OrganState(organ, taken, {
       client, drafts, caseId, shelf: this.shelf(organ.name), dims, spacing, user,
-      report: () => this.showSave(), changed: (changed) => this.caughtUp(changed), ask: (conflict) => this.askConflict(conflict),
+      report: () => showSave(this), changed: (changed) => this.caughtUp(changed), ask: (conflict) => this.askConflict(conflict),
     });
     this.states.set(organ.name, state);
     const replayed = this.readOnly ? 0 : await state.replayDrafts(taken.steps);
@@ -201,7 +202,7 @@ class Editor {
       state.bits = flags ? criterionBits(this.scene, flags, components) : new Map();
       if (state === this.active) this.scene.flags = flags;
     } else if (state === this.active) this.scene.flags = state.flags && state.flags.unpack();
-    this.showCriteria();
+    showCriteria(this);
     this.draw();
   }
 
@@ -222,7 +223,7 @@ class Editor {
   /** S: send what waits. The status line says what happened. */
   async save() {
     await this.flush().catch(() => {});
-    this.showSave();
+    showSave(this);
   }
 
   /** The server had newer steps, and the own ones now stand on top of them. */
@@ -230,7 +231,7 @@ class Editor {
     if (state !== this.active) return;
     this.scene.mask = state.edit.mask;
     this.scene.compare = null;
-    this.showSteps();
+    showSteps(this);
     this.draw();
     this.note("Somebody else changed this organ; your steps are on top of the newer label");
   }
@@ -259,7 +260,7 @@ class Editor {
     component.seen = true;
     if (this.scene.zoom > 1) this.scene.focus = [...component.peak];
     this.turnClock();
-    this.showComponents();
+    showComponents(this);
     this.draw();
     return component;
   }
@@ -289,7 +290,7 @@ class Editor {
     try {
       await this.client.json("PUT", ["cases", this.caseId, "components", component.organ, component.index, "verdict"], { verdict });
       component.verdict = verdict;
-      this.showComponents();
+      showComponents(this);
       const open = this.components.map((c, n) => n).filter((n) => !this.components[n].verdict);
       const next = open.find((n) => n > this.current) ?? open[0];
       if (next === undefined) this.note("Every error has a verdict: Ctrl+Enter submits the case");
@@ -359,7 +360,7 @@ class Editor {
     if (!text) return;
     await this.client.json("POST", ["cases", this.caseId, "comments"], { text });
     this.parts.comment.value = "";
-    await this.showComments();
+    await showComments(this);
   }
 
   // --- changing the mask ---
@@ -390,7 +391,7 @@ class Editor {
     this.edited = true;
     this.overlapped ||= !this.protect;
     this.scene.compare = null;
-    this.showSteps();
+    showSteps(this);
     this.drawSoon();
     return step;
   }
@@ -534,7 +535,7 @@ class Editor {
     this.scene.compare = null;
     this.note(`Back at revision ${revision}; undo brings the rest again`);
     await this.showHistory();
-    this.showOrgans();
+    showOrgans(this);
     this.draw();
   }
 
@@ -581,99 +582,11 @@ class Editor {
     this.draw();
   }
 
-  // --- mouse ---
-
-  bindPlanes() {
-    for (const plane of Object.values(this.planes)) {
-      const element = plane.element;
-      const on = (type, handler) => element.addEventListener(type, (event) => this.scene && this.ready && handler(event, ...offset(event, element)), { passive: false });
-      on("pointerdown", (event, x, y) => this.pointerDown(plane, event, x, y));
-      on("pointermove", (event, x, y) => this.pointerMove(plane, event, x, y));
-      on("pointerup", () => this.pointerUp(plane));
-      on("pointercancel", () => this.pointerUp(plane));
-      on("pointerleave", () => this.showRing(plane, null));
-      on("wheel", (event, x, y) => this.wheel(plane, event, x, y));
-      on("dblclick", () => this.tool === "cursor" && this.enlarge(plane.name));
-      on("contextmenu", (event) => event.preventDefault());
-    }
-  }
-
-  pointerDown(plane, event, x, y) {
-    this.root.focus({ preventScroll: true });
-    this.stopwatch.touch();
-    event.preventDefault();
-    if (this.drag) return; // a second button during a stroke
-    plane.element.setPointerCapture(event.pointerId);
-    this.lastPlane = plane;
-    const at = plane.toVoxel(x, y);
-    const kind = event.button === 2 ? "window" : event.button === 1 || event.shiftKey ? "pan" : this.tool === "cursor" || event.altKey ? "cursor" : "tool";
-    if (kind === "tool" && !this.editable) return;
-    const value = (this.tool === "erase") !== (event.ctrlKey || event.metaKey) ? 0 : 1;
-    this.drag = { kind, x, y, at, value, tool: TOOLS[this.tool], start: { ...this.scene.window } };
-    if (kind === "cursor") this.moveCursor(at);
-    if (kind === "tool") this.drag.tool.begin(this, plane, at, value);
-  }
-
-  pointerMove(plane, event, x, y) {
-    this.lastPlane = plane;
-    const at = plane.toVoxel(x, y);
-    this.showReadout(at);
-    const { drag } = this;
-    this.showRing(plane, ["cursor", "lasso", "fill"].includes(this.tool) || (drag && drag.kind !== "tool") ? null : { x, y });
-    if (!drag) return;
-    this.stopwatch.touch();
-    if (drag.kind === "cursor") this.moveCursor(at);
-    else if (drag.kind === "tool") drag.tool.move(this, plane, at, drag.value, drag.at);
-    else if (drag.kind === "pan") { plane.pan(x - drag.x, y - drag.y); this.draw(); }
-    else {
-      this.scene.setWindow(drag.start.width + (x - drag.x) * 2, drag.start.level + (y - drag.y) * 2);
-      this.parts.window.value = "";
-      this.draw();
-    }
-    if (drag.kind !== "window") Object.assign(drag, { at, x, y });
-  }
-
-  pointerUp(plane) {
-    const { drag } = this;
-    this.drag = null;
-    if (drag?.kind === "tool") drag.tool.end(this, plane, drag.value);
-  }
-
-  wheel(plane, event, x, y) {
-    event.preventDefault();
-    this.stopwatch.touch();
-    if (event.ctrlKey || event.metaKey) this.zoom(plane, event.deltaY < 0 ? 1.2 : 1 / 1.2, x, y);
-    else if (this.drag?.kind !== "tool") this.scroll(plane, Math.sign(event.deltaY)); // a stroke stays in its slice
-  }
-
-  // --- controls ---
-
-  bindControls() {
-    const { root, parts } = this;
-    root.addEventListener("keydown", (event) => this.key(event));
-    root.addEventListener("click", (event) => this.click(event));
-    parts.radius.addEventListener("input", () => this.setRadius(RADII[parts.radius.value]));
-    parts.opacity.addEventListener("input", () => this.scene && ((this.scene.opacity = Number(parts.opacity.value)), this.draw()));
-    parts.window.addEventListener("change", () => this.preset(Number(parts.window.value)));
-    for (const [n, part] of [parts["gate-low"], parts["gate-high"]].entries()) part.addEventListener("change", () => { this.gateRange[n] = Number(part.value); this.gate = true; this.showTools(); });
-    window.addEventListener("beforeunload", (event) => { if (this.waiting) event.preventDefault(); });
-    window.addEventListener("online", () => this.save());
-    document.addEventListener("visibilitychange", () => document.hidden && this.ready && (this.save(), this.sendTime()));
-  }
-
   get waiting() {
     return [...this.states.values()].some((state) => state.outbox.pending);
   }
 
-  key(event) {
-    if (!this.parts.ask.hidden || this.drag?.kind === "tool") return;
-    const action = actionOf(event, { open: this.ready });
-    if (!action) return;
-    this.stopwatch.touch();
-    event.preventDefault();
-    event.stopPropagation();
-    Promise.resolve(action(this)).catch((error) => this.note(error.message));
-  }
+  // --- small switches ---
 
   enter() {
     if (!this.ready) return this.parts["message-buttons"].querySelector("button")?.click();
@@ -688,48 +601,15 @@ class Editor {
     this.draw();
   }
 
-  click(event) {
-    const { dataset: data = {} } = event.target.closest("button, li") ?? {};
-    const always = { help: () => this.toggleHelp(), next: () => this.openNext() };
-    const inCase = {
-      undo: () => this.undo(), redo: () => this.undo(true), submit: () => this.submit(), takes: () => this.showTakes(),
-      skip: () => this.setAside("skip"), flag: () => this.setAside("flag"), comment: () => this.addComment(),
-    };
-    const action = always[data.do] ?? (this.ready ? inCase[data.do] ?? this.clicked(data) : data.tab && (() => this.showTab(data.tab)));
-    if (action) {
-      this.stopwatch.touch();
-      Promise.resolve(action()).catch((error) => this.note(error.message));
-    }
-    if (!isTextField(event.target) && !event.target.closest(".ar-ask")) this.root.focus({ preventScroll: true });
-  }
-
-  clicked(data) {
-    if (data.tool) return () => this.setTool(data.tool);
-    if (data.toggle) return () => this.toggle(data.toggle);
-    if (data.criterion) return () => this.toggleCriterion(Number(data.criterion));
-    if (data.propose) return () => this.propose(data.propose);
-    if (data.copy) return () => this.copySlice(Number(data.copy));
-    if (data.take) return () => this.takeNext(data.take);
-    if (data.takeFrom) return () => this.take(data.takeFrom, data.where);
-    if (data.tab) return () => this.showTab(data.tab);
-    if (data.revert) return () => this.revert(Number(data.revert));
-    if (data.revision) return () => this.compareWith(Number(data.revision));
-    if (data.says) return () => this.goTo(Number(data.component)).then(() => this.judge(data.says));
-    if (data.component) return () => this.goTo(Number(data.component));
-    if (data.eye) return () => this.hide(Number(data.eye));
-    if (data.organ) return () => this.activate(data.organ);
-    return null;
-  }
-
   setTool(tool) {
     this.tool = tool;
-    this.showTools();
+    showTools(this);
   }
 
   setRadius(radius) {
     this.radius = radius;
-    this.showTools();
-    for (const plane of Object.values(this.planes)) if (plane.ring) this.showRing(plane, plane.ring);
+    showTools(this);
+    for (const plane of Object.values(this.planes)) if (plane.ring) showRing(this, plane, plane.ring);
   }
 
   preset(n) {
@@ -742,8 +622,8 @@ class Editor {
   toggle(what) {
     if (["sphere", "protect", "gate", "own", "boxed"].includes(what)) this[what] = !this[what];
     else if (this.scene) this.scene.show[what] = !this.scene.show[what];
-    this.showTools();
-    this.showCriteria();
+    showTools(this);
+    showCriteria(this);
     this.draw();
   }
 
@@ -753,8 +633,8 @@ class Editor {
     if (name === undefined) return;
     if (!this.own) this.own = true;
     else if (!this.hiddenCriteria.delete(name)) this.hiddenCriteria.add(name);
-    this.showTools();
-    this.showCriteria();
+    showTools(this);
+    showCriteria(this);
     this.draw();
   }
 
@@ -764,7 +644,7 @@ class Editor {
 
   hide(labelId) {
     this.scene.hidden[labelId] ^= 1;
-    this.showOrgans();
+    showOrgans(this);
     this.draw();
   }
 
@@ -811,121 +691,4 @@ class Editor {
       (input ? field : buttons[0]).focus();
     });
   }
-
-  showTools() {
-    for (const button of this.root.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", button.dataset.tool === this.tool);
-    for (const button of this.root.querySelectorAll("[data-toggle]")) {
-      const what = button.dataset.toggle;
-      button.setAttribute("aria-pressed", Boolean(what in this ? this[what] : this.scene?.show[what] ?? true));
-    }
-    this.parts.radius.value = RADII.indexOf(this.radius);
-    this.parts["radius-mm"].textContent = `${this.radius} mm`;
-    [this.parts["gate-low"].value, this.parts["gate-high"].value] = this.gateRange;
-    this.parts.opacity.value = this.scene?.opacity ?? 0.22;
-    this.root.dataset.tool = this.tool;
-  }
-
-  showCriteria() {
-    const bits = this.active?.bits ?? new Map();
-    const shown = this.criteria.filter((name) => bits.has(name) && !this.hiddenCriteria.has(name));
-    const all = bits.size === 0 || this.criteria.filter((name) => bits.has(name)).length === shown.length;
-    if (this.scene) this.scene.flagBits = !this.own ? 0 : all ? 255 : shown.reduce((sum, name) => sum | bits.get(name), 0) || 256;
-    this.parts.criteria.innerHTML = this.criteria.map((name, n) => `<button data-criterion="${n}" aria-pressed="${this.own && !this.hiddenCriteria.has(name)}" title="Attention by ${pretty(name)} (Alt+${n + 1})">${pretty(name)}</button>`).join("");
-  }
-
-  showRing(plane, at) {
-    plane.ring = at && { x: at.x, y: at.y, radius: this.radius, erase: this.tool === "erase" };
-    plane.drawTop();
-  }
-
-  showReadout(position) {
-    const voxel = this.scene.clamp(position);
-    const inside = position.every((p, a) => p > -0.5 && p < this.scene.dims[a] - 0.5);
-    const index = this.scene.index(voxel);
-    const id = this.scene.labelAt(index);
-    const organ = this.info.organs.find((o) => o.label_id === id)?.name ?? "";
-    const mm = toWorld(this.scene.affine, voxel).map((value) => value.toFixed(1)).join(", ");
-    this.parts.readout.textContent = inside ? `${this.scene.data[index]} HU   voxel ${voxel.join(", ")}   RAS ${mm} mm   ${pretty(organ)}` : "";
-  }
-
-  showSteps() {
-    const { past, future } = this.active.edit;
-    this.root.querySelector('[data-do="undo"]').disabled = !past.length;
-    this.root.querySelector('[data-do="redo"]').disabled = !future.length;
-    const last = past.at(-1);
-    if (last) this.note(`${past.length} step${past.length > 1 ? "s" : ""}, last: ${pretty(last.name)} (${countVoxels(last.runs)} voxels)`);
-  }
-
-  /** The worst state of all organs' outboxes. */
-  showSave() {
-    const states = [...this.states.values()];
-    const worst = ["conflict", "refused", "offline", "saving", "unsaved", "saved"].map((status) => states.find((state) => state.status === status)).find(Boolean);
-    if (!worst) return;
-    const revision = this.active?.outbox.revision ?? 0;
-    const kept = this.drafts?.durable ? "; kept in this browser" : "";
-    const texts = {
-      saved: `Saved · revision ${revision}`, unsaved: "Unsaved", saving: "Saving …", offline: `Server away, trying again${kept}`,
-      refused: `Not saved${kept}: ${worst.detail}`, conflict: "Conflict: a newer label exists",
-    };
-    Object.assign(this.parts.save, { textContent: texts[worst.status], title: texts[worst.status] });
-    this.parts.save.dataset.state = worst.status;
-    if (worst.status === "saved") {
-      this.showOrgans();
-      if (this.history && this.history.at(-1)?.revision_id !== revision) this.showHistory().catch(() => {});
-    }
-  }
-
-  showCase() {
-    const { info } = this;
-    this.parts.case.textContent = info.case_id;
-    const size = `${info.shape.join(" × ")}, ${info.spacing.map((s) => s.toFixed(2)).join(" × ")} mm`;
-    this.parts["case-note"].textContent = this.readOnly ? `read only: ${this.readOnly}` : size;
-    this.parts["case-note"].title = this.parts["case-note"].textContent;
-    const { review, reviewer, note } = info.item;
-    this.parts.alert.hidden = review !== "rejected";
-    this.parts.alert.textContent = `Sent back by ${reviewer}: ${info.review_note || note || "no reason given"}`;
-    this.root.dataset.readOnly = Boolean(this.readOnly);
-    this.root.querySelector('[data-do="submit"]').textContent = info.item.state === "submitted" ? "Reopen" : "Submit";
-    this.showOrgans();
-    this.showComponents();
-    this.showTools();
-    this.showCriteria();
-  }
-
-  showOrgans() {
-    const { organs } = this.info;
-    const revisions = organs.map((organ) => this.states.get(organ.name)?.outbox.revision ?? organ.rev);
-    const waiting = new Set([...this.states.values()].filter((state) => state.outbox.pending).map((state) => state.organ.name));
-    this.parts.organs.innerHTML = organList(organs, { active: this.organ, revisions, hidden: this.scene.hidden, waiting });
-  }
-
-  showComponents() {
-    const { components, parts } = this;
-    const [reviewed, seen] = reviewedShare(components);
-    parts.left.textContent = `${components.filter((c) => !c.verdict).length} of ${components.length} open`;
-    parts.reviewed.textContent = components.length ? `${Math.round(100 * reviewed)} % reviewed, ${Math.round(100 * seen)} % seen` : "none in this case";
-    parts["reviewed-bar"].style.width = `${100 * reviewed}%`;
-    parts["seen-bar"].style.width = `${100 * seen}%`;
-    const colors = Object.fromEntries(this.info.organs.map((organ) => [organ.name, organ.color]));
-    parts.components.innerHTML = componentList(components, { current: this.current, colors });
-    parts.components.querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
-  }
-
-  async showComments() {
-    const { comments } = await this.client.json("GET", ["cases", this.caseId, "comments"]);
-    this.parts.comments.innerHTML = commentList(comments);
-    this.root.querySelector('[data-tab="comments"]').textContent = comments.length ? `Comments (${comments.length})` : "Comments";
-  }
-
-  showTab(tab = this.tab) {
-    this.tab = tab;
-    for (const button of this.root.querySelectorAll("[data-tab]")) button.setAttribute("aria-selected", button.dataset.tab === tab);
-    for (const panel of this.root.querySelectorAll("[data-panel]")) panel.hidden = panel.dataset.panel !== tab;
-    return this.showHistory();
-  }
-}
-
-function offset(event, element) {
-  const box = element.getBoundingClientRect();
-  return [event.clientX - box.left, event.clientY - box.top];
 }

@@ -1,0 +1,168 @@
+"""The editor on a large CT: first view, redraw, brush, saving, the next case, and the browser's memory.
+
+A headless Chromium before the app in its own process, over localhost. The volume is synthetic: 512 x 512 x 300 voxels, nine organs,
+three networks and the attention where they disagree. The editor is alone in its page: the one around it is loaded once a day.
+
+python benchmarks/app.py [SLICES]
+"""
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import one_thread, show_rows
+
+one_thread()
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "browser")]
+from campaign import make_campaign, predicted, synthetic_patient  # noqa: E402
+from kit import EDITOR, FLAGS, AppServer, aim, drag, open_case, wait_until_idle  # noqa: E402
+
+from atlas_ray.organs import load_organs  # noqa: E402
+
+CAVITIES = (9, 5)
+ROUNDS = 5
+TIMED = "(async () => {{ const begun = performance.now(); {body}; return performance.now() - begun; }})()"
+
+
+def main() -> None:
+    slices = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    shape, affine = (512, 512, slices), np.diag([-0.75, -0.75, 1.5, 1.0])
+    with tempfile.TemporaryDirectory(prefix="app") as folder:
+        image, truth = synthetic_patient(shape, affine)
+        cases = [predicted(f"patient_{n}", image, affine, truth, cavities=CAVITIES) for n in (1, 2)]
+        workspace = make_campaign(Path(folder), load_organs("abdomenatlas_1_0"), cases)
+        del image, truth, cases
+        server = AppServer(workspace, bare=True).start()
+        try:
+            rows = measure(server)
+        finally:
+            server.stop()
+    title = f"Editor, {' x '.join(map(str, shape))}"
+    show_rows(title, ("what", "median", "smallest to largest", "n"), rows, note="Chromium without a GPU, 1366 x 768.")
+
+
+def measure(server: AppServer) -> list[tuple[Any, ...]]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        page = browser.new_page(viewport={"width": 1366, "height": 768})
+        rows = [first_view(page, server), *drawing(page), *editing(page)]
+        rows.append(
+            ("memory of the renderer", f"{renderer_mb(browser):.0f} MB", "image, labels, attention, one mask, the next case", 1)
+        )
+        rows.append(next_case(page))
+        browser.close()
+    return rows
+
+
+def first_view(page: Any, server: AppServer) -> tuple[Any, ...]:
+    """From asking for the case to planes with labels, attention and a mask to paint on; the first one warms the server up."""
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        open_case(page, server, "patient_1")
+        seconds.append(page.evaluate(f"Number({EDITOR}.root.dataset.loadMs)"))
+    return row("first view", seconds[1:])
+
+
+def drawing(page: Any) -> list[tuple[Any, ...]]:
+    planes = {name: f"{EDITOR}.planes.{name}.draw()" for name in ("axial", "coronal", "sagittal")}
+    every = "; ".join(planes.values())
+    found = [row("redraw of three planes", [timed(page, every) for _ in range(10 * ROUNDS)])]
+    found += [row(f"redraw, {name}", [timed(page, body) for _ in range(10 * ROUNDS)]) for name, body in planes.items()]
+    return found
+
+
+def editing(page: Any) -> list[tuple[Any, ...]]:
+    peak = page.evaluate(f"{EDITOR}.component.peak")
+    begin, end = f"{EDITOR}.active.edit.begin('paint')", f"{EDITOR}.made({EDITOR}.active.edit.end())"
+
+    def dab(radius: float, *, sphere: bool) -> str:
+        how = f"{{radius: {radius}, value: {{value}}, across: 2, sphere: {str(sphere).lower()}, blocked: {EDITOR}.blocked()}}"
+        return f"{EDITOR}.active.edit.paint({peak}, {[peak[0] + 6, peak[1], peak[2]]}, {how})"
+
+    found = []
+    for what, body in (("brush step, 10 mm disc", dab(10, sphere=False)), ("brush step, 10 mm sphere", dab(10, sphere=True))):
+        times = []
+        for n in range(4 * ROUNDS):
+            page.evaluate(begin)
+            times.append(timed(page, body.format(value=n % 2)))
+            page.evaluate(end)
+        found.append(row(what, times))
+    wait_until_idle(page)
+    found.append(row("save of one stroke", repeated(page, stroke, f"await {EDITOR}.flush()")))
+    found.append(
+        row("take an error from the next network", [timed(page, f"await {EDITOR}.takeNext('component')") for _ in range(3)])
+    )
+    wait_until_idle(page)
+    found.append(row("save of an organ taken whole", repeated(page, take_organ, f"await {EDITOR}.flush()")))
+    found.append(row("undo", [timed(page, f"{EDITOR}.undo()") for _ in range(3)]))
+    names = page.evaluate(f"{EDITOR}.info.organs.map((o) => o.name)")
+    found.append(row("another organ, first time", [timed(page, f"await {EDITOR}.activate('{name}')") for name in names[:3]]))
+    found.append(row("another organ, again", [timed(page, f"await {EDITOR}.activate('{name}')") for name in names[:3]]))
+    return found
+
+
+def repeated(page: Any, change: Callable[[Any], None], body: str) -> list[float]:
+    times = []
+    for _ in range(ROUNDS):
+        change(page)
+        times.append(timed(page, body))
+        wait_until_idle(page)
+    return times
+
+
+def stroke(page: Any) -> None:
+    """With the mouse, somewhere near the error."""
+    peak = page.evaluate(f"{EDITOR}.component.peak")
+    page.evaluate(f"{EDITOR}.moveCursor({peak})")
+    ends = [(peak[0] - 10, peak[1], peak[2]), (peak[0] + 10, peak[1], peak[2])]
+    page.keyboard.press("e" if page.evaluate(f"{EDITOR}.tool") == "brush" else "b")
+    drag(page, [aim(page, "axial", end)[0] for end in ends])
+
+
+def take_organ(page: Any) -> None:
+    page.evaluate(f"{EDITOR}.takeNext('organ')")
+
+
+def next_case(page: Any) -> tuple[Any, ...]:
+    """With the case fetched ahead."""
+    page.wait_for_function(f"{EDITOR}.volumes.next !== null", timeout=60_000)
+    page.evaluate(f"{EDITOR}.volumes.next.loaded.then(() => null)")
+    page.evaluate(f"{EDITOR}.open('patient_2')")
+    page.wait_for_selector('.ar-root[data-case="patient_2"]', timeout=60_000)
+    return row("next case, fetched ahead", [page.evaluate(f"Number({EDITOR}.root.dataset.loadMs)")])
+
+
+def timed(page: Any, body: str) -> float:
+    return float(page.evaluate(TIMED.format(body=body)))
+
+
+def row(what: str, milliseconds: list[float]) -> tuple[Any, ...]:
+    spread = f"{shown(min(milliseconds))} to {shown(max(milliseconds))}"
+    return what, shown(statistics.median(milliseconds)), spread, len(milliseconds)
+
+
+def shown(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.1f} ms"
+
+
+def renderer_mb(browser: Any) -> float:
+    """The largest resident set among the browser's renderers."""
+    session = browser.new_browser_cdp_session()
+    processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    sizes = []
+    for process in processes:
+        if process["type"] == "renderer":
+            status = Path(f"/proc/{process['id']}/status").read_text()
+            sizes.append(next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")))
+    return max(sizes)
+
+
+if __name__ == "__main__":
+    main()
