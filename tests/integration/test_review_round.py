@@ -18,6 +18,7 @@ from atlas_ray.organs import Organ, Organs
 from atlas_ray.records import Case
 from atlas_ray.volume import Volume, read_volume, write_volume
 from atlas_ray.workspace import write_lines
+from ui.store import newest_round
 
 SHAPE = (6, 5, 4)
 ORGANS = Organs(
@@ -64,6 +65,7 @@ def test_only_what_was_accepted_or_taken_is_merged(campaign: Campaign) -> None:
     warnings.simplefilter("ignore")  # mlflow's own on import
     assert steps.queue_labels_step(campaign, 0) == 3
     assert steps.queue_labels_step(campaign, 0) == 0
+    assert newest_round(campaign.open_workspace()) == 0  # the app finds it although nothing is predicted
     with open_database(steps.database_url(campaign)) as database:
         queue, revisions = Queue(database), Revisions(database)
         entries = [QueueEntry(case_id="twice", reading=n, organs=("one",), rank=9) for n in (1, 2)]

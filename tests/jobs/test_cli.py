@@ -1,11 +1,15 @@
 """The command lines as a user meets them: real processes, exit codes, one line per error."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from atlas_ray.annotation.database import open_database, sqlite_url
+from atlas_ray.annotation.queue import Queue
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "__init__")
@@ -78,6 +82,22 @@ def test_prioritize_before_predict_says_what_to_run(tmp_path):
     result = job("prioritize", "demo", cwd=tmp_path)
     assert result.returncode == 1
     assert "python -m jobs.predict" in error_line(result)
+
+
+def test_labels_can_be_queued_before_anything_is_predicted(tmp_path):
+    workspace = tmp_path / "workspaces" / "demo"
+    workspace.mkdir(parents=True)
+    case = {"case_id": "a", "image": "/nowhere", "sha256": "0", "shape": [1, 1, 1], "spacing": [1, 1, 1], "orientation": "RAS"}
+    case |= {"source": "x", "license": "x", "split": "train", "labeled_organs": ["liver"]}
+    lines = [case, case | {"case_id": "b", "labeled_organs": []}, case | {"case_id": "c", "split": "holdout"}]
+    (workspace / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    planned = job("prioritize", "demo", "--labels", "--dry-run", cwd=tmp_path)
+    assert "would queue labels" in planned.stdout, planned.stderr
+    assert not (workspace / "annotation.db").exists()
+    result = job("prioritize", "demo", "--labels", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    with open_database(sqlite_url(workspace / "annotation.db")) as database:
+        assert [(i.case_id, i.state, i.organs) for i in Queue(database).items(0)] == [("a", "submitted", ("liver",))]
 
 
 def test_an_address_that_does_not_answer_is_one_line(tmp_path):
