@@ -18,12 +18,16 @@ Ints = tuple[PositiveInt, ...]
 
 
 class SwinUNETR(Schema):
-    """MONAI's Swin UNETR. Defaults are the paper's (feature size 48); `depths` of 1 and a feature size of 12 run on a laptop.
+    """Swin UNETR: MONAI's weights and decoder, our encoder (see `swin`).
+
+    Defaults are the paper's (feature size 48); `depths` of 1 and a feature size of 12 run on a laptop.
 
     Args:
         feature_size: a multiple of 12.
         depths, num_heads: transformer blocks and attention heads of the four stages.
         use_checkpoint: recompute activations in the backward pass, for memory.
+        patch_merging: "legacy" for weights trained with MONAI 0.9, as SuPreM's. Names and shapes are the same, but eight tokens
+            become one in another order, and the wrong order gives wrong masks without any error.
     """
 
     architecture: Literal["swin_unetr"] = "swin_unetr"
@@ -31,6 +35,7 @@ class SwinUNETR(Schema):
     depths: Ints = (2, 2, 2, 2)
     num_heads: Ints = (3, 6, 12, 24)
     use_checkpoint: bool = False
+    patch_merging: Literal["monai", "legacy"] = "monai"
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("out.conv.conv.",)
 
@@ -42,14 +47,12 @@ class SwinUNETR(Schema):
     def build(self, channels_out: int) -> "nn.Module":
         from monai.networks.nets import SwinUNETR as Network
 
+        from atlas_ray.segmentation.swin import SwinEncoder
+
         network: nn.Module = Network(
-            in_channels=1,
-            out_channels=channels_out,
-            feature_size=self.feature_size,
-            depths=self.depths,
-            num_heads=self.num_heads,
-            use_checkpoint=self.use_checkpoint,
+            in_channels=1, out_channels=channels_out, feature_size=self.feature_size, depths=self.depths, num_heads=self.num_heads
         )
+        network.swinViT = SwinEncoder(network.swinViT, self.patch_merging, use_checkpoint=self.use_checkpoint)
         return network
 
 
