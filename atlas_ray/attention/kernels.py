@@ -16,6 +16,8 @@ over organs: the compiled code holds no lock, and calls from several threads do 
 Axes: M architectures, K organs, X Y Z voxels, W words of 64 voxels along Z, C criteria.
 """
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -35,6 +37,7 @@ from atlas_ray.schema import IntTriple
 TILE = 64  # voxels of a word
 CHUNK = 1024  # voxels whose heat is computed together
 PLANES = 4  # planes of x that a thread takes at a time
+KEPT_BYTES = 2**28  # words that a thread keeps between calls
 ZERO_TEST = 4096  # bytes per architecture that are tested for "all zero" together
 
 # What a criterion is to the kernel.
@@ -477,11 +480,16 @@ def _labeled(word, k, place, y, w, first, last, grid, plan, inner, plane_YZ, tak
 
 
 @_compiled
-def open_bits(bits_XYW, x_0, x_1, y_0, y_1, steps):
-    """Opening by a box of 2 * steps + 1 voxels, in place. Nothing is set outside the box x_0..x_1, y_0..y_1; outside the array
-    counts as not set."""
+def open_bits(bits_XYW, box, steps, spare):
+    """Opening by a box of 2 * steps + 1 voxels, in place. Outside the array counts as not set.
+
+    Args:
+        box: x_0, x_1, y_0, y_1; nothing is set outside.
+        spare: twice as many words as the box has, to work in.
+    """
+    x_0, x_1, y_0, y_1 = box
     nx, ny, W = x_1 - x_0, y_1 - y_0, bits_XYW.shape[2]
-    a, b = np.empty(nx * ny * W, np.uint64), np.empty(nx * ny * W, np.uint64)
+    a, b = spare[: nx * ny * W], spare[nx * ny * W : 2 * nx * ny * W]
     for x in range(nx):
         for y in range(ny):
             for w in range(W):
@@ -567,37 +575,41 @@ def _dilated(a, b, parts, length, step, count):
 
 
 @_compiled
-def contested_bits(k, box, claims_KXYW, partners):
-    """Words in a box where organ k and at least one partner claim the voxel."""
+def contested_bits(k, box, claims_KXYW, partners, contested_XYW):
+    """Set the words of a box where organ k and at least one partner claim the voxel."""
     x_0, x_1, y_0, y_1 = box
-    result = np.zeros((x_1 - x_0, y_1 - y_0, claims_KXYW.shape[3]), np.uint64)
-    for other in range(len(partners)):
-        if partners[other]:
-            for x in range(x_0, x_1):
-                for y in range(y_0, y_1):
-                    for w in range(claims_KXYW.shape[3]):
-                        result[x - x_0, y - y_0, w] |= claims_KXYW[k, x, y, w] & claims_KXYW[other, x, y, w]
-    return result
+    for x in range(x_0, x_1):
+        for y in range(y_0, y_1):
+            for w in range(claims_KXYW.shape[3]):
+                mine, others = claims_KXYW[k, x, y, w], NOTHING
+                if mine != NOTHING:
+                    for other in range(len(partners)):
+                        if partners[other]:
+                            others |= claims_KXYW[other, x, y, w]
+                contested_XYW[x - x_0, y - y_0, w] = mine & others
 
 
 @_compiled
-def emit(k, box, grid, plan, words_CXYW):
+def emit(k, box, grid, plan, fired_CKXYW, contested_XYW):
     """Voxels with attention in the inner slices: place in the grid of inner slices (C order), bits and heat, and the box around.
 
     Args:
-        box: x_0, x_1, y_0, y_1.
-        words_CXYW: what fired, within the box.
+        box: x_0, x_1, y_0, y_1; nothing is set outside.
+        fired_CKXYW: after opening. contested_XYW: the box's words of OVERLAP.
     """
     x_0, x_1, y_0, y_1 = box
-    C, W = len(words_CXYW), words_CXYW.shape[3]
+    C, W = len(plan.kinds_C), fired_CKXYW.shape[4]
     inner_W = _inner_words(grid, W)
     count = 0
-    for x in range(x_1 - x_0):
-        for y in range(y_1 - y_0):
+    for x in range(x_0, x_1):
+        for y in range(y_0, y_1):
             for w in range(W):
                 word = NOTHING
                 for c in range(C):
-                    word |= words_CXYW[c, x, y, w]
+                    if plan.kinds_C[c] == OVERLAP:
+                        word |= contested_XYW[x - x_0, y - y_0, w]
+                    else:
+                        word |= fired_CKXYW[c, k, x, y, w]
                 count += _count(word & inner_W[w])
     places_N, bits_N, heat_N = np.empty(count, np.int64), np.empty(count, np.uint8), np.empty(count)
     raw, counted = np.zeros((grid.M, CHUNK), np.uint8), np.zeros((grid.M, CHUNK), np.uint8)
@@ -611,7 +623,8 @@ def emit(k, box, grid, plan, words_CXYW):
             for w in range(W):
                 word = NOTHING
                 for c in range(C):
-                    here[c] = words_CXYW[c, x - x_0, y - y_0, w]
+                    overlap = plan.kinds_C[c] == OVERLAP
+                    here[c] = contested_XYW[x - x_0, y - y_0, w] if overlap else fired_CKXYW[c, k, x, y, w]
                     word |= here[c]
                 word &= inner_W[w]
                 if word == NOTHING:
@@ -721,6 +734,54 @@ def _deviations(count, source, deviation, mean):
         deviation[n] = np.sqrt(deviation[n] / len(source))
 
 
+# --- components ------------------------------------------------------------------------------------------------------------
+
+
+@_compiled
+def places_in(box, shape, places_N):
+    """Flat positions in a box of voxels that are given by their flat positions in the volume."""
+    (x_0, _), (y_0, y_1), (z_0, z_1) = box
+    result_N = np.empty(len(places_N), np.int64)
+    row, start = 0, -1  # of the row the last voxel was in
+    for n in range(len(places_N)):
+        place = places_N[n]
+        if start < 0 or not 0 <= place - start < shape[2]:
+            start = place // shape[2] * shape[2]
+            x, y = start // shape[2] // shape[1], start // shape[2] % shape[1]
+            row = ((x - x_0) * (y_1 - y_0) + y - y_0) * (z_1 - z_0)
+        result_N[n] = row + place - start - z_0
+    return result_N
+
+
+@_compiled
+def measured(label_N, count, shape, places_N, bits_N, heat_N):
+    """Of each component 1..count: voxels, spans (first and one past last of x, y, z), place of the first voxel of the highest heat
+    in C order, sum of heat, and voxels per criterion."""
+    voxels_C, spans_C6, peaks_C = np.zeros(count, np.int64), np.zeros((count, 6), np.int64), np.zeros(count, np.int64)
+    sums_C, highest_C, fired_CB = np.zeros(count), np.full(count, -1.0), np.zeros((count, 8), np.int64)
+    for c in range(count):
+        spans_C6[c, 0], spans_C6[c, 2], spans_C6[c, 4] = shape
+    x = y = 0
+    start = -1
+    for n in range(len(places_N)):
+        place, c = places_N[n], int(label_N[n]) - 1
+        if start < 0 or not 0 <= place - start < shape[2]:
+            start = place // shape[2] * shape[2]
+            x, y = start // shape[2] // shape[1], start // shape[2] % shape[1]
+        z = place - start
+        span, heat = spans_C6[c], heat_N[n]
+        span[0], span[1] = min(span[0], x), max(span[1], x + 1)
+        span[2], span[3] = min(span[2], y), max(span[3], y + 1)
+        span[4], span[5] = min(span[4], z), max(span[5], z + 1)
+        voxels_C[c] += 1
+        sums_C[c] += heat
+        if heat > highest_C[c] or (heat == highest_C[c] and place < peaks_C[c]):
+            highest_C[c], peaks_C[c] = heat, place
+        for bit in range(8):
+            fired_CB[c, bit] += bits_N[n] >> bit & 1
+    return voxels_C, spans_C6, peaks_C, sums_C, fired_CB
+
+
 # --- the whole -------------------------------------------------------------------------------------------------------------
 
 
@@ -759,6 +820,25 @@ def plan_of(
     )
 
 
+class _Scratch(threading.local):
+    """Words that a thread keeps from call to call: fresh memory can cost more than the work done in it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, npt.NDArray[np.uint64]] = {}
+
+    def take(self, name: str, count: int) -> npt.NDArray[np.uint64]:
+        """As many words at least, as they were given back, or zero."""
+        words = self.kept.pop(name, None)
+        return words if words is not None and len(words) >= count else np.zeros(count, np.uint64)
+
+    def give_back(self, name: str, words: npt.NDArray[np.uint64]) -> None:
+        if words.nbytes <= KEPT_BYTES:
+            self.kept[name] = words
+
+
+_scratch = _Scratch()
+
+
 def attend(grid: Grid, plan: Plan, *, steps_C: Sequence[IntTriple], own_labels: bool, threads: int) -> GridAttention:
     """Attention and labels of one grid.
 
@@ -768,7 +848,9 @@ def attend(grid: Grid, plan: Plan, *, steps_C: Sequence[IntTriple], own_labels: 
         threads: how many may run; planes of x, then organs, are shared among them.
     """
     C, W, length = len(plan.kinds_C), -(-grid.Z // TILE), grid.stop - grid.start
-    fired_CKXYW = np.zeros((C, grid.K, grid.X, grid.Y, W), np.uint64)
+    shape = (C, grid.K, grid.X, grid.Y, W)
+    words = _scratch.take("fired", math.prod(shape))
+    fired_CKXYW = words[: math.prod(shape)].reshape(shape)
     edges_CKX2 = np.zeros((C, grid.K, grid.X, 2), np.int64)
     label_XYZ = np.empty((grid.X, grid.Y, length), np.uint8)
     own_MXYZ = np.empty((grid.M if own_labels else 0, grid.X, grid.Y, length), np.uint8)
@@ -789,6 +871,11 @@ def attend(grid: Grid, plan: Plan, *, steps_C: Sequence[IntTriple], own_labels: 
         with ThreadPoolExecutor(threads) as pool:
             voxels = list(pool.map(survey, range(0, grid.X, PLANES)))
             organs = list(pool.map(organ, range(grid.K)))
+    for c, k in np.ndindex(C, grid.K):
+        if box := _box(edges_CKX2[c, k]):
+            x_0, x_1, y_0, y_1 = box
+            fired_CKXYW[c, k, x_0:x_1, y_0:y_1] = 0
+    _scratch.give_back("fired", words)
     return GridAttention(tuple(organs), label_XYZ, own_MXYZ, np.sum(voxels, axis=0))
 
 
@@ -806,19 +893,17 @@ def _organ(
     found = [box for box in boxes if box is not None]
     if plan.skipped_K[k] or not found:
         return OrganAttention(shape, np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0), None)
-    around = tuple(f(box[i] for box in found) for i, f in enumerate((min, max, min, max)))
-    x_0, x_1, y_0, y_1 = around
-    words_CXYW = np.zeros((len(boxes), x_1 - x_0, y_1 - y_0, fired_CKXYW.shape[4]), np.uint64)
+    x_0, x_1, y_0, y_1 = around = tuple(f(box[i] for box in found) for i, f in enumerate((min, max, min, max)))
+    inside = (x_1 - x_0, y_1 - y_0, fired_CKXYW.shape[4])
+    spare = _scratch.take("spare", 2 * math.prod(inside))
     for c, box in enumerate(boxes):
-        if box is None:
-            continue
-        if plan.kinds_C[c] == OVERLAP:
-            words_CXYW[c] = contested_bits(k, around, fired_CKXYW[c], plan.partners_KK[k])
-        else:
-            if any(steps_C[c]):
-                open_bits(fired_CKXYW[c, k], *box, steps_C[c])
-            words_CXYW[c] = fired_CKXYW[c, k, x_0:x_1, y_0:y_1]
-    places_N, bits_N, heat_N, spans = emit(k, around, grid, plan, words_CXYW)
+        if box is not None and any(steps_C[c]):
+            open_bits(fired_CKXYW[c, k], box, steps_C[c], spare)
+    contested_XYW = spare[: math.prod(inside)].reshape(inside)
+    for c in np.flatnonzero(plan.kinds_C == OVERLAP).tolist():
+        contested_bits(k, around, fired_CKXYW[c], plan.partners_KK[k], contested_XYW)
+    places_N, bits_N, heat_N, spans = emit(k, around, grid, plan, fired_CKXYW, contested_XYW)
+    _scratch.give_back("spare", spare)
     x, y, z = ((int(spans[i]), int(spans[i + 1])) for i in (0, 2, 4))
     return OrganAttention(shape, places_N, bits_N, heat_N, (x, y, z) if len(places_N) else None)
 

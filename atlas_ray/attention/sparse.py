@@ -22,7 +22,7 @@ class OrganAttention:
 
     Args:
         shape: of the grid.
-        places_N: int64, flat positions in the grid, C order; no position twice.
+        places_N: int64, flat positions in the grid, no position twice; `look` gives C order.
         bits_N: uint8, > 0; bit i is set where criterion i of the mode's `criterion_names` fired.
         heat_N: float64, not normalized.
         box: per axis the span that holds every voxel; None without voxels.
@@ -34,6 +34,32 @@ class OrganAttention:
     heat_N: npt.NDArray[np.float64]
     box: tuple[Span, Span, Span] | None
 
+    @classmethod
+    def of(cls, bits_XYZ: npt.NDArray[np.uint8], heat_XYZ: npt.NDArray[np.floating]) -> "OrganAttention":
+        """From volumes, in any memory order."""
+        x, y, z = (int(n) for n in bits_XYZ.shape)
+        where = np.nonzero(bits_XYZ)
+        places_N = np.ravel_multi_index(where, (x, y, z)).astype(np.int64)
+        return cls((x, y, z), places_N, bits_XYZ[where], heat_XYZ[where].astype(np.float64), _box(where))
+
+    def where(self, kept_N: npt.NDArray[np.bool_]) -> "OrganAttention":
+        """Only some of the voxels."""
+        places_N = self.places_N[kept_N]
+        box = _box(np.unravel_index(places_N, self.shape))
+        return OrganAttention(self.shape, places_N, self.bits_N[kept_N], self.heat_N[kept_N], box)
+
+    def turned(self, axes: IntTriple, flipped: tuple[bool, bool, bool]) -> "OrganAttention":
+        """On the grid whose axis i is this one's axis axes[i], run through backwards where flipped[i].
+
+        What numpy.flip(numpy.transpose(volume, axes)) does to a volume; the voxels' order stays.
+        """
+        shape = tuple(self.shape[a] for a in axes)
+        where = np.unravel_index(self.places_N, self.shape)
+        turned = tuple(n - 1 - where[a] if flip else where[a] for a, n, flip in zip(axes, shape, flipped, strict=True))
+        x, y, z = shape
+        places_N = np.ravel_multi_index(turned, (x, y, z)).astype(np.int64)
+        return OrganAttention((x, y, z), places_N, self.bits_N, self.heat_N, _box(turned))
+
     @property
     def voxels(self) -> int:
         return len(self.places_N)
@@ -43,6 +69,14 @@ class OrganAttention:
         volume = np.zeros(self.shape, values_N.dtype)
         volume.reshape(-1)[self.places_N] = values_N
         return volume
+
+
+def _box(where: Sequence[npt.NDArray[np.intp]]) -> tuple[Span, Span, Span] | None:
+    """Spans around voxels that are given by their index per axis."""
+    if not len(where[0]):
+        return None
+    x, y, z = ((int(axis.min()), int(axis.max()) + 1) for axis in where)
+    return x, y, z
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,14 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atlas_ray.attention.rules import mean_entropies
-from atlas_ray.attention.scoring import (
-    case_scores,
-    find_components,
-    organ_scores,
-    quantized_heat,
-    rank_components,
-    without_small,
-)
+from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, rank_components, strongest_heat
 from atlas_ray.attention.sparse import GridAttention, OrganAttention
 from atlas_ray.cluster.timing import Stopwatch, peak_mb
 from atlas_ray.config import Campaign
@@ -117,19 +110,23 @@ def finish(
             found.label.voxels = clean_label_map(found.label.voxels, organs)
     components: list[AttentionComponent] = []
     scores: list[OrganScores] = []
-    strongest = Canvas(grid)
+    attended: list[OrganAttention] = []
     mode = campaign.attention
     for channel, name in enumerate(organs.names):
         bits, heat = found.attention(channel, grid)
         with watch("components"):
-            bits, heat = without_small(bits, heat, spacing=grid.spacing, min_volume_mm3=mode.min_component_mm3)
-            listed = find_components(bits, heat, organ=name, criterion_names=mode.criterion_names, spacing=grid.spacing)
+            attention, listed = find_components(
+                OrganAttention.of(bits, heat),
+                organ=name,
+                criterion_names=mode.criterion_names,
+                spacing=grid.spacing,
+                min_volume_mm3=mode.min_component_mm3,
+            )
             components += listed
-            np.maximum(strongest.voxels, quantized_heat(heat), out=strongest.voxels)
+            attended.append(attention)
             scores.append(
                 organ_scores(
-                    bits,
-                    heat,
+                    attention,
                     organ=name,
                     spacing=grid.spacing,
                     predicted_voxels=int(organs.mask(found.label.voxels, name).sum()),
@@ -138,9 +135,9 @@ def finish(
                 )
             )
         with watch("write"):
-            write_volume(attention_in(folder, name), grid.with_voxels(bits))
+            write_volume(attention_in(folder, name), grid.with_voxels(attention.dense(attention.bits_N)))
     with watch("write"):
-        write_volume(heat_in(folder), strongest.volume())
+        write_volume(heat_in(folder), grid.with_voxels(strongest_heat(attended)))
         write_volume(pseudo_label_in(folder), found.label.volume())
         for name, canvas in found.own_labels.items():
             write_volume(architecture_label_in(folder, name), canvas.volume())

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, quantized_heat, rank_components, without_small
+from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, quantized_heat, rank_components, strongest_heat
+from atlas_ray.attention.sparse import OrganAttention
 from atlas_ray.records import AttentionComponent
 
 NAMES = ("inconsistency", "uncertainty", "overlap")
@@ -27,8 +28,8 @@ def maps():
 
 
 def components_of(maps, **kwargs) -> list[AttentionComponent]:
-    bits, heat = maps
-    return find_components(bits, heat, organ="solid_a", criterion_names=NAMES, spacing=SPACING, **kwargs)
+    _, components = find_components(OrganAttention.of(*maps), organ="solid_a", criterion_names=NAMES, spacing=SPACING, **kwargs)
+    return components
 
 
 def test_components_written_out(maps):
@@ -72,13 +73,46 @@ def test_empty_attention_has_no_components():
 
 
 def test_small_components_are_left_out_of_list_and_maps(maps):
-    assert sorted(c.voxels for c in components_of(maps, min_volume_mm3=20.0)) == [2, 3]
-    bits, heat = without_small(*maps, spacing=SPACING, min_volume_mm3=20.0)
-    assert bits[0, 4, 3] == 0
-    assert heat[0, 4, 3] == 0
-    assert np.count_nonzero(bits) == np.count_nonzero(heat) == 5
-    assert maps[0][0, 4, 3] == 0b100  # the caller's map is left as it was
-    assert without_small(*maps, spacing=SPACING, min_volume_mm3=10.0)[0] is maps[0]
+    everything = OrganAttention.of(*maps)
+    kept, components = find_components(everything, organ="solid_a", criterion_names=NAMES, spacing=SPACING, min_volume_mm3=20.0)
+    assert sorted(c.voxels for c in components) == [2, 3]
+    bits, heat = kept.dense(kept.bits_N), kept.dense(kept.heat_N)
+    assert bits[0, 4, 3] == heat[0, 4, 3] == 0
+    assert np.count_nonzero(bits) == np.count_nonzero(heat) == kept.voxels == 5
+    assert kept.box == ((1, 6), (1, 5), (1, 4))
+    assert everything.voxels == 6  # the caller's is left as it was
+    same, _ = find_components(everything, organ="solid_a", criterion_names=NAMES, spacing=SPACING, min_volume_mm3=10.0)
+    assert same is everything
+
+
+def test_components_of_shuffled_voxels_are_the_same(maps):
+    sparse = OrganAttention.of(*maps)
+    order = np.random.default_rng(1).permutation(sparse.voxels)
+    shuffled = OrganAttention(sparse.shape, sparse.places_N[order], sparse.bits_N[order], sparse.heat_N[order], sparse.box)
+    _, components = find_components(shuffled, organ="solid_a", criterion_names=NAMES, spacing=SPACING)
+    assert rank_components(components) == rank_components(components_of(maps))
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("flipped", [(False, False, False), (True, False, True)])
+def test_turning_voxels_is_turning_volumes(maps, axes, flipped):
+    def turned(volume):
+        return np.flip(np.transpose(volume, axes), [i for i in range(3) if flipped[i]])
+
+    ours, expected = OrganAttention.of(*maps).turned(axes, flipped), OrganAttention.of(turned(maps[0]), turned(maps[1]))
+    assert ours.box == expected.box
+    assert np.array_equal(ours.dense(ours.bits_N), turned(maps[0]))
+    assert np.array_equal(ours.dense(ours.heat_N), turned(maps[1]))
+
+
+def test_strongest_heat_by_hand(maps):
+    other = np.zeros_like(maps[0]), np.zeros_like(maps[1])
+    other[0][1, 1, 1], other[1][1, 1, 1] = 1, 0.1
+    other[0][2, 1, 1], other[1][2, 1, 1] = 1, 0.05
+    strongest = strongest_heat([OrganAttention.of(*maps), OrganAttention.of(*other)])
+    assert strongest[1, 1, 1] == 255  # of the other; the first has 0.25 of 1
+    assert strongest[2, 1, 1] == 191  # 0.75 of 1, against 0.05 of 0.1
+    assert np.count_nonzero(strongest) == 6
 
 
 def test_many_components_agree_with_a_loop_over_them():
@@ -105,8 +139,9 @@ def test_ties_are_ranked_by_organ_then_box(maps):
     bits, heat = np.zeros((5, 1, 1), np.uint8), np.zeros((5, 1, 1), np.float32)
     bits[[0, 2, 4]] = 1
     heat[[0, 2, 4]] = 0.5
+    sparse = OrganAttention.of(bits, heat)
     both = [
-        c for organ in ("zz", "aa") for c in find_components(bits, heat, organ=organ, criterion_names=NAMES, spacing=SPACING)[::-1]
+        c for organ in ("zz", "aa") for c in find_components(sparse, organ=organ, criterion_names=NAMES, spacing=SPACING)[1][::-1]
     ]
     ranked = [(c.index, c.organ, c.box[0][0]) for c in rank_components(both)]
     assert ranked == [(1, "aa", 0), (2, "aa", 2), (3, "aa", 4), (4, "zz", 0), (5, "zz", 2), (6, "zz", 4)]
@@ -120,7 +155,9 @@ def test_quantized_heat_by_hand():
 
 
 def test_scores_of_organ_and_case(maps):
-    organ = organ_scores(*maps, organ="solid_a", spacing=SPACING, predicted_voxels=500, components=3, entropy=0.25)
+    organ = organ_scores(
+        OrganAttention.of(*maps), organ="solid_a", spacing=SPACING, predicted_voxels=500, components=3, entropy=0.25
+    )
     assert (organ.attention_voxels, organ.attention_mm3, organ.predicted_ml) == (6, 60.0, 5.0)
     assert organ.heat_sum == 63 + 191 + 127 + 255 + 255 + 31
     assert (organ.components, organ.entropy) == (3, 0.25)
