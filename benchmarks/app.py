@@ -83,7 +83,7 @@ def editing(page: Any) -> list[tuple[Any, ...]]:
     begin, end = f"{EDITOR}.active.edit.begin('paint')", f"{EDITOR}.made({EDITOR}.active.edit.end())"
 
     def dab(radius: float, *, sphere: bool) -> str:
-        how = f"{{radius: {radius}, value: {{value}}, across: 2, sphere: {str(sphere).lower()}, blocked: {EDITOR}.blocked()}}"
+        how = f"{{radius: {radius}, value: VALUE, across: 2, sphere: {str(sphere).lower()}, blocked: {EDITOR}.blocked()}}"
         return f"{EDITOR}.active.edit.paint({peak}, {[peak[0] + 6, peak[1], peak[2]]}, {how})"
 
     found = []
@@ -91,7 +91,7 @@ def editing(page: Any) -> list[tuple[Any, ...]]:
         times = []
         for n in range(4 * ROUNDS):
             page.evaluate(begin)
-            times.append(timed(page, body.format(value=n % 2)))
+            times.append(timed(page, body.replace("VALUE", str(n % 2))))
             page.evaluate(end)
         found.append(row(what, times))
     wait_until_idle(page)
