@@ -1,6 +1,6 @@
 """What speed costs in Dice: bfloat16, fewer windows and the coarse pass against float32 windows at an overlap of 0.75.
 
-python benchmarks/accuracy.py [--workspace FOLDER] [--round N] [--cases N]
+python benchmarks/accuracy.py [--workspace FOLDER] [--round N] [--cases ID ...]
 
 Needs trained networks and holdout cases with a reference label. `python -m jobs.run_round semisynthetic` makes both from 20 BTCV
 label maps; its CT are textured label maps, so the differences say something about the method and nothing about real CT. Dice is
@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workspace", type=Path, default=HERE.parent / "workspaces" / "semisynthetic")
     parser.add_argument("--round", type=int, default=0)
-    parser.add_argument("--cases", type=int, default=None, help="only the first so many")
+    parser.add_argument("--cases", nargs="*", help="only these, by id")
     args = parser.parse_args()
     torch.set_num_threads(1)
     workspace = Workspace(args.workspace)
@@ -167,7 +167,8 @@ def main() -> None:
     organs = campaign.load_organs()
     paths = {name: workspace.checkpoint(args.round, name) for name in campaign.architecture_names}
     trained = {name: load_network(path, organs.names)[0].eval() for name, path in paths.items() if path.exists()}
-    cases = [c for c in workspace.cases() if c.split == "holdout" and workspace.truth(c.case_id).exists()][: args.cases]
+    cases = [c for c in workspace.cases() if c.split == "holdout" and workspace.truth(c.case_id).exists()]
+    cases = [c for c in cases if args.cases is None or c.case_id in args.cases]
     if not trained or not cases:
         print(f"No checkpoint of round {args.round}, or no holdout case with a reference label, in {args.workspace.name}.")
         return
