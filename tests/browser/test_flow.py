@@ -41,7 +41,7 @@ def organs() -> Organs:
     return load_organs("abdomenatlas_1_0")
 
 
-@pytest.fixture(scope="module", params=["real", "synthetic"])
+@pytest.fixture(scope="module", params=["real", pytest.param("synthetic", marks=pytest.mark.slow)])
 def campaign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, organs: Organs) -> Workspace:
     root = tmp_path_factory.mktemp(request.param)
     if request.param == "real":
