@@ -310,7 +310,7 @@ class _Loop:
         settings = self.plan.inference.model_copy(update={"coarse": None})  # one network has nobody to look first
         predicted = predict_ensemble(
             {self.plan.architecture.architecture: plain_forward(self.bare, settings, self.device)},
-            np.asarray(cached.image),
+            cached.image[:],
             settings,
             window_hu=self.plan.preprocessing.window_hu,
             spacing=self.plan.preprocessing.spacing,
@@ -318,7 +318,7 @@ class _Loop:
         )
         probabilities = torch.from_numpy(predicted.bytes_MKXYZ[0]).float() / 255
         prediction = label_map(probabilities, self.plan.organs, self.plan.pseudo_labels.threshold)
-        scores = organ_dice(prediction, np.asarray(cached.label), self.plan.organs)
+        scores = organ_dice(prediction, cached.label[:], self.plan.organs)
         return {name: value for name, value in scores.items() if name in case.known_organs}
 
     def _resume(self) -> int:

@@ -6,6 +6,7 @@ Axis letters: B batch, K organs, X Y Z.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,30 +15,35 @@ from pydantic import Field
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.schema import Fraction, IntTriple, Schema
 
+if TYPE_CHECKING:
+    import blosc2
+
 AIR_HU = -1024
 
 
 @dataclass(frozen=True, slots=True)
 class CachedCase:
-    """One training case as memory maps.
+    """One training case.
 
     Args:
-        image: int16 HU [X, Y, Z].
-        label: uint8 label ids [X, Y, Z].
+        image: int16 HU [X, Y, Z]; slicing it reads and inflates what the slices touch.
+        label: uint8 label ids [X, Y, Z], likewise.
         foreground: int16 [K, N, 3], voxels of every organ, -1 beyond the last.
         known: bool [K], the organs it has ground truth for.
     """
 
-    image: npt.NDArray[np.int16]
-    label: LabelMap
+    image: "npt.NDArray[np.int16] | blosc2.NDArray"
+    label: "LabelMap | blosc2.NDArray"
     foreground: npt.NDArray[np.int16]
     known: npt.NDArray[np.bool_]
 
 
 def open_cached(folder: Path, known: npt.NDArray[np.bool_]) -> CachedCase:
-    """Map a cache entry; nothing is read before a patch is."""
-    image, label, foreground = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("image", "label", "foreground"))
-    return CachedCase(image, label, foreground, known)
+    """Open a cache entry; no voxel is read before a patch is."""
+    import blosc2
+
+    image, label = (blosc2.open(str(folder / f"{name}.b2nd"), mode="r", dparams={"nthreads": 1}) for name in ("image", "label"))
+    return CachedCase(image, label, np.load(folder / "foreground.npy", mmap_mode="r"), known)
 
 
 class Augmentation(Schema):

@@ -15,7 +15,7 @@ from atlas_ray.cluster import training
 from atlas_ray.cluster.tracking import step_run
 from atlas_ray.cluster.training import Resources, TrainingCase, TrainingPlan, progress_file, train
 from atlas_ray.config import Campaign
-from atlas_ray.data.preprocess import Preprocessing
+from atlas_ray.data.preprocess import Preprocessing, write_blocks
 from atlas_ray.exceptions import AtlasError
 from atlas_ray.organs import Organs
 from atlas_ray.segmentation.architectures import UNet, start_from_prior
@@ -54,8 +54,9 @@ def cache(folder: Path, *known: str) -> TrainingCase:
     for k, value in enumerate(ORGANS.label_ids):
         foreground[k] = np.argwhere(label == value)[::20][:8]
     folder.mkdir(parents=True)
-    for name, array in (("image", image), ("label", label), ("foreground", foreground)):
-        np.save(folder / f"{name}.npy", array)
+    write_blocks(folder / "image.b2nd", image)
+    write_blocks(folder / "label.b2nd", label)
+    np.save(folder / "foreground.npy", foreground)
     return TrainingCase(case_id=folder.name, folder=str(folder), known_organs=known)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_ray.data.patches import AIR_HU, Augmentation, CachedCase, PatchSampling, augment, draw_batch, open_cached
+from atlas_ray.data.preprocess import write_blocks
 from atlas_ray.organs import Organs
 
 ORGANS = Organs.model_validate(
@@ -227,10 +228,14 @@ def test_nothing_to_do_changes_nothing() -> None:
     np.testing.assert_array_equal(same_label, label)
 
 
-def test_a_cache_entry_is_mapped_not_read(tmp_path: Path) -> None:
+def test_a_batch_from_a_cache_entry_is_bit_for_bit_the_batch_from_its_arrays(tmp_path: Path) -> None:
     case = cached(three_organs())
-    for name in ("image", "label", "foreground"):
-        np.save(tmp_path / f"{name}.npy", getattr(case, name))
+    write_blocks(tmp_path / "image.b2nd", case.image)
+    write_blocks(tmp_path / "label.b2nd", case.label)
+    np.save(tmp_path / "foreground.npy", case.foreground)
     opened = open_cached(tmp_path, case.known)
-    assert isinstance(opened.image, np.memmap)
-    np.testing.assert_array_equal(opened.foreground, case.foreground)
+    assert opened.image.shape == case.image.shape
+    for step in range(5):
+        batches = [draw([c], size=3, step=step, patch=(24, 16, 44), augmentation=Augmentation()) for c in (opened, case)]
+        for a, b in zip(*batches, strict=True):
+            np.testing.assert_array_equal(a, b, strict=True)

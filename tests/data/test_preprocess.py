@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from atlas_ray.data.patches import open_cached
 from atlas_ray.data.preprocess import (
     FOREGROUND_VOXELS,
     Preprocessing,
@@ -149,14 +150,31 @@ def saved_case(folder: Path) -> Case:
 def test_an_entry_holds_image_label_and_where_the_organs_are(tmp_path: Path, label: Path) -> None:
     folder = tmp_path / "cache" / "a"
     write_cache(folder, saved_case(tmp_path), label, Preprocessing(spacing=(2, 3, 5)), organs())
-    assert sorted(path.name for path in folder.iterdir()) == ["foreground.npy", "image.npy", "label.npy"]
-    image, labels, foreground = (np.load(folder / f"{name}.npy") for name in ("image", "label", "foreground"))
+    assert sorted(path.name for path in folder.iterdir()) == ["foreground.npy", "image.b2nd", "label.b2nd"]
+    entry = open_cached(folder, np.array([True, True]))
+    image, labels, foreground = entry.image[:], entry.label[:], entry.foreground
     assert (image.shape, image.dtype, int(image[0, 0, 0])) == (SHAPE, np.int16, 40)
     assert np.argwhere(labels == 6).tolist() == [[10, 7, 3]]  # (1, 2, 3) in LPS is 12 - 1 - 1, 10 - 2 - 1, 3 in RAS
     assert foreground.shape == (2, FOREGROUND_VOXELS, 3)
     assert foreground[0, 0].tolist() == [10, 7, 3]
     assert (foreground[0, 1:] == -1).all()
     assert (foreground[1] == -1).all()  # there is no spleen
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 130, 3), (100, 97, 33), (40, 50, 200)])
+def test_every_patch_of_an_entry_is_what_the_arrays_hold(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    ct, labels = rng.integers(-1024, 3072, shape).astype(np.int16), rng.choice(np.array([0, 2, 6], np.uint8), shape)
+    write_volume(tmp_path / "ct.nii.gz", Volume(ct, np.eye(4)))
+    write_volume(tmp_path / "label.nii.gz", Volume(labels, np.eye(4)))
+    known = case(image=str(tmp_path / "ct.nii.gz"), shape=shape, spacing=(1, 1, 1), orientation="RAS")
+    write_cache(tmp_path / "a", known, tmp_path / "label.nii.gz", Preprocessing(spacing=(1, 1, 1)), organs())
+    entry = open_cached(tmp_path / "a", np.array([True, True]))
+    for _ in range(20):
+        low = [int(rng.integers(n)) for n in shape]
+        patch = tuple(slice(start, start + int(rng.integers(1, 97))) for start in low)
+        np.testing.assert_array_equal(entry.image[patch], ct[patch], strict=True)
+        np.testing.assert_array_equal(entry.label[patch], labels[patch], strict=True)
 
 
 def test_of_a_large_organ_voxels_are_taken_from_end_to_end(tmp_path: Path) -> None:
