@@ -35,11 +35,11 @@ def authors(values_MKXYZ: np.ndarray, organs: Organs) -> Maps:
     soft = [[values_MKXYZ[m, k] / 255 for m in range(len(values_MKXYZ))] for k in range(len(organs))]
     average = [sum(parts) / len(parts) for parts in soft]
     hard = [mean > 0.5 for mean in average]
-    best = np.full(hard[0].shape, 0.5)
-    label = np.zeros(best.shape, np.uint8)
-    for mean, label_id in zip(average, organs.label_ids, strict=True):
-        better = mean > best
-        label[better], best[better] = label_id, mean[better]
+    best, label = np.zeros(hard[0].shape, np.int64), np.zeros(hard[0].shape, np.uint8)
+    for k, label_id in enumerate(organs.label_ids):
+        total = values_MKXYZ[:, k].sum(axis=0, dtype=np.int64)  # equal sums are a tie, whatever their float64 means round to
+        better = hard[k] & (total > best)
+        label[better], best[better] = label_id, total[better]
     entropy_of = (entr(np.arange(256) / 255) * 255).astype(np.uint8)  # their networks' entropy files, from bytes
     bits, heats = [], []
     for k, partners in enumerate(organs.overlap_partners):
