@@ -112,6 +112,13 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     return _turned(volume, nibabel.orientations.ornt_transform(start, end))
 
 
+def axes_from_ras(grid: Volume) -> tuple[IntTriple, tuple[bool, bool, bool]]:
+    """How an array in RAS becomes one on this grid: its axis i is axis axes[i] in RAS, run through backwards where flipped[i]."""
+    (x, y, z), flipped = nibabel.io_orientation(grid.affine).T
+    a, b, c = (bool(direction < 0) for direction in flipped)
+    return (int(x), int(y), int(z)), (a, b, c)
+
+
 def same_grid(a: Volume, b: Volume, *, tolerance_mm: float = 0.01) -> bool:
     """Whether two volumes have the same shape and their corners coincide within `tolerance_mm`."""
     return a.shape == b.shape and corner_distance_mm(a.affine, b.affine, a.shape) <= tolerance_mm

@@ -19,10 +19,10 @@ from measure import one_thread, show_rows
 one_thread()
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "browser")]
-from campaign import make_campaign, predicted, synthetic_patient  # noqa: E402
-from kit import EDITOR, FLAGS, AppServer, aim, drag, open_case, wait_until_idle  # noqa: E402
+from campaign import make_campaign, predicted, synthetic_patient
+from kit import EDITOR, FLAGS, AppServer, aim, drag, open_case, wait_until_idle
 
-from atlas_ray.organs import load_organs  # noqa: E402
+from atlas_ray.organs import load_organs
 
 CAVITIES = (9, 5)
 ROUNDS = 5

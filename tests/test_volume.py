@@ -15,6 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from atlas_ray.exceptions import CaseError, GeometryError
 from atlas_ray.volume import (
     Volume,
+    axes_from_ras,
     dicom_series,
     form_disagreement_mm,
     nifti_bytes,
@@ -171,6 +172,16 @@ def test_spacing_and_volume_come_from_the_affine() -> None:
 def test_other_voxels_must_fit() -> None:
     with pytest.raises(GeometryError, match=r"\(3, 4\) do not fit"):
         Volume(numbered(), AFFINE).with_voxels(np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("code", [a + b + c for a, b, c in product("RL", "AP", "SI")])
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_an_array_in_ras_turns_to_any_of_the_48_orientations(code: str, order: tuple[int, int, int]) -> None:
+    ras = Volume(np.arange(2 * 3 * 4).reshape(2, 3, 4), np.diag([1.0, 2.0, 3.0, 1.0]))
+    image = reorient(ras, "".join(code[axis] for axis in order))
+    axes, flipped = axes_from_ras(image)
+    turned = np.flip(np.transpose(ras.voxels, axes), [axis for axis in range(3) if flipped[axis]])
+    np.testing.assert_array_equal(turned, image.voxels)
 
 
 # --- reading NIfTI ---------------------------------------------------------------------------------------------------

@@ -114,11 +114,11 @@ def quantized_heat(heat_N: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
 
 
 def strongest_heat(organs: Sequence[OrganAttention]) -> npt.NDArray[np.uint8]:
-    """Volume [X, Y, Z] of the highest quantized heat that any organ has in a voxel."""
-    volume = np.zeros(organs[0].shape, np.uint8)
-    flat = volume.reshape(-1)
+    """Volume [X, Y, Z] in file order (X fastest) of the highest quantized heat that any organ has in a voxel."""
+    volume = np.zeros(organs[0].shape, np.uint8, order="F")
     for organ in organs:
-        flat[organ.places_N] = np.maximum(flat[organ.places_N], quantized_heat(organ.heat_N))
+        where = np.unravel_index(organ.places_N, organ.shape)
+        volume[where] = np.maximum(volume[where], quantized_heat(organ.heat_N))
     return volume
 
 

@@ -65,9 +65,9 @@ class OrganAttention:
         return len(self.places_N)
 
     def dense(self, values_N: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Values of the voxels, such as bits_N, as a volume [X, Y, Z]; 0 elsewhere."""
-        volume = np.zeros(self.shape, values_N.dtype)
-        volume.reshape(-1)[self.places_N] = values_N
+        """Values of the voxels, such as bits_N, as a volume [X, Y, Z] in file order (X fastest); 0 elsewhere."""
+        volume = np.zeros(self.shape, values_N.dtype, order="F")
+        volume[np.unravel_index(self.places_N, self.shape)] = values_N
         return volume
 
 
@@ -96,21 +96,14 @@ class GridAttention:
     predicted_voxels_K: npt.NDArray[np.int64]
 
 
-def joined(slabs: Sequence[GridAttention]) -> GridAttention:
-    """The whole of slabs that follow each other along the last axis; an organ's voxels stay in the slabs' order."""
-    X, Y, _ = slabs[0].label_XYZ.shape
-    lengths = [slab.label_XYZ.shape[2] for slab in slabs]
-    starts, Z = np.cumsum([0, *lengths[:-1]]).tolist(), sum(lengths)
-    organs = tuple(_joined_organ([slab.organs[k] for slab in slabs], starts, (X, Y, Z)) for k in range(len(slabs[0].organs)))
-    return GridAttention(
-        organs,
-        np.concatenate([slab.label_XYZ for slab in slabs], axis=2),
-        np.concatenate([slab.own_labels_MXYZ for slab in slabs], axis=3),
-        np.sum([slab.predicted_voxels_K for slab in slabs], axis=0),
-    )
+def joined(parts: Sequence[OrganAttention], starts: Sequence[int], shape: IntTriple) -> OrganAttention:
+    """One organ's attention in slabs along the last axis, as that of the whole; the voxels stay in the slabs' order.
 
-
-def _joined_organ(parts: Sequence[OrganAttention], starts: Sequence[int], shape: IntTriple) -> OrganAttention:
+    Args:
+        parts: of each slab.
+        starts: first slice of each slab.
+        shape: of the whole.
+    """
     places, boxes = [], []
     for part, start in zip(parts, starts, strict=True):
         row, z = np.divmod(part.places_N, part.shape[2])

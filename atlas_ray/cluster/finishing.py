@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from atlas_ray.attention.rules import mean_entropies
 from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, rank_components, strongest_heat
-from atlas_ray.attention.sparse import GridAttention, OrganAttention
+from atlas_ray.attention.sparse import GridAttention, OrganAttention, joined
 from atlas_ray.cluster.timing import Stopwatch, peak_mb
 from atlas_ray.config import Campaign
 from atlas_ray.organs import Organs
 from atlas_ray.records import AttentionComponent, Case, OrganScores
 from atlas_ray.segmentation.packed import PackedProbabilities
 from atlas_ray.segmentation.pseudo_labels import clean_label_map, native_slabs, support
-from atlas_ray.volume import Volume, reorient, write_volume
+from atlas_ray.volume import Volume, axes_from_ras, reorient, write_volume
 from atlas_ray.workspace import (
     architecture_label_in,
     attention_in,
@@ -42,8 +41,8 @@ class Canvas:
         grid: the image's; its voxels are not looked at.
     """
 
-    def __init__(self, grid: Volume, dtype: npt.DTypeLike = np.uint8) -> None:
-        self.voxels = np.zeros(grid.shape, dtype, order="F")
+    def __init__(self, grid: Volume) -> None:
+        self.voxels = np.zeros(grid.shape, np.uint8, order="F")
         self._grid = grid
         self.ras_XYZ = reorient(Volume(self.voxels, grid.affine)).voxels
 
@@ -73,15 +72,10 @@ class Findings:
             canvas.ras_XYZ[..., z] = own_XYZ
         self.slabs.append((start, found.organs))
 
-    def attention(self, channel: int, grid: Volume) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        """One organ's bits and heat on the image's own grid."""
-        bits, heat = Canvas(grid), Canvas(grid, np.float32)
-        for start, organs in self.slabs:
-            found = organs[channel]
-            x, y, z = np.unravel_index(found.places_N, found.shape)
-            bits.ras_XYZ[x, y, z + start] = found.bits_N
-            heat.ras_XYZ[x, y, z + start] = found.heat_N
-        return bits.voxels, heat.voxels
+    def attention(self, channel: int, grid: Volume) -> OrganAttention:
+        """One organ's, on the image's own grid."""
+        parts = [organs[channel] for _, organs in self.slabs]
+        return joined(parts, [start for start, _ in self.slabs], self.label.ras_XYZ.shape).turned(*axes_from_ras(grid))
 
 
 def finish(
@@ -108,15 +102,16 @@ def finish(
     with watch("clean"):
         if campaign.pseudo_labels.largest_component:
             found.label.voxels = clean_label_map(found.label.voxels, organs)
+        slices = np.moveaxis(found.label.voxels, 2, 0)
+        voxels_of = np.sum([np.bincount(slice_XY.ravel(order="K"), minlength=256) for slice_XY in slices], axis=0)
     components: list[AttentionComponent] = []
     scores: list[OrganScores] = []
     attended: list[OrganAttention] = []
     mode = campaign.attention
     for channel, name in enumerate(organs.names):
-        bits, heat = found.attention(channel, grid)
         with watch("components"):
             attention, listed = find_components(
-                OrganAttention.of(bits, heat),
+                found.attention(channel, grid),
                 organ=name,
                 criterion_names=mode.criterion_names,
                 spacing=grid.spacing,
@@ -129,7 +124,7 @@ def finish(
                     attention,
                     organ=name,
                     spacing=grid.spacing,
-                    predicted_voxels=int(organs.mask(found.label.voxels, name).sum()),
+                    predicted_voxels=int(voxels_of[organs.label_id(name)]),
                     components=len(listed),
                     entropy=mean_entropy(probabilities, channel),
                 )
