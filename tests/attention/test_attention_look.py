@@ -47,7 +47,7 @@ def probabilities(seed: int, architectures: int, organs: int, shape, *, contrast
     shared = ndimage.gaussian_filter(rng.normal(size=(organs, *shape)), (0, 3, 3, 3), mode="wrap")
     own = ndimage.gaussian_filter(rng.normal(size=(architectures, organs, *shape)), (0, 0, 3, 3, 3), mode="wrap")
     logits = contrast * shared / (shared.std() or 1) + 0.8 * contrast * own / (own.std() or 1) - 1
-    return np.rint(255 / (1 + np.exp(-logits))).astype(np.uint8)
+    return np.rint(255 / (1 + np.exp(-logits.clip(-80, 80)))).astype(np.uint8)
 
 
 def packed(support_MKXYZ: np.ndarray) -> np.ndarray:
