@@ -136,6 +136,11 @@ class Workspace:
     def tracking_backlog(self) -> Path:
         return self.root / "tracking_backlog.jsonl"
 
+    @property
+    def compiled(self) -> Path:
+        """What torch.compile made of the networks, for the next process."""
+        return self.root / "compiled"
+
     def synthetic(self, dataset: str) -> Path:
         return self.root / "synthetic" / dataset
 

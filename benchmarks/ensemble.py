@@ -19,7 +19,7 @@ from measure import interleaved, show, show_rows
 from monai.inferers.utils import sliding_window_inference
 
 from atlas_ray.segmentation.architectures import NNUNet, SwinUNETR, UNet
-from atlas_ray.segmentation.inference import Inference, normalize, plain_forward, predict_ensemble
+from atlas_ray.segmentation.inference import Inference, normalize, predict_ensemble
 from atlas_ray.segmentation.windows import Windows
 
 ORGANS = 9
@@ -91,7 +91,7 @@ def show_end_to_end(name: str, size: tuple[int, int, int], rounds: int) -> None:
     image = np.random.default_rng(0).integers(-200, 300, size).astype(np.int16)
     torch.manual_seed(0)
     network = ARCHITECTURES[name].build(ORGANS).eval()
-    member = plain_forward(network, Inference(window=WINDOW), "cpu")
+    member = Inference(window=WINDOW).prepare(network, device="cpu")
     variants: dict[str, Callable[[], Any]] = {
         "ours, overlap 0.5": partial(ours, member, image, overlap=0.5),
         "MONAI float32, overlap 0.5": partial(monai, network, image, overlap=0.5),

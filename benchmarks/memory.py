@@ -26,7 +26,7 @@ from atlas_ray.cluster.prediction import Ensemble
 from atlas_ray.config import Campaign, load_config
 from atlas_ray.records import Case
 from atlas_ray.segmentation.architectures import Architecture, NNUNet, SwinUNETR, UNet
-from atlas_ray.segmentation.inference import Inference, plain_forward, predict_ensemble
+from atlas_ray.segmentation.inference import Inference, predict_ensemble
 from atlas_ray.volume import Volume, shape_at_spacing
 
 NETWORK_SPACING = (1.5, 1.5, 1.5)
@@ -44,7 +44,7 @@ class FirstWindows:
 
     def __init__(self, architecture: Architecture, organs: int, *, real: int, shift: int) -> None:
         network = architecture.build(organs).eval()
-        self.forward = plain_forward(network, Inference(window=WINDOW), "cpu")
+        self.forward = Inference(window=WINDOW).prepare(network, device="cpu")
         self.left = real
         axes = np.meshgrid(*(np.arange(n) for n in WINDOW), indexing="ij", sparse=True)
         answer = np.empty((1, organs, *WINDOW), np.float32)

@@ -37,7 +37,7 @@ from atlas_ray.data.preprocess import to_network_grid
 from atlas_ray.exceptions import AtlasError, CaseError
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.segmentation.checkpoints import load_network
-from atlas_ray.segmentation.inference import plain_forward, predict_ensemble
+from atlas_ray.segmentation.inference import predict_ensemble
 from atlas_ray.segmentation.packed import PackedProbabilities, pack
 from atlas_ray.volume import Volume, header_bytes, header_from_bytes, read_volume
 from atlas_ray.workspace import Workspace, file_sha256, new_folder
@@ -232,7 +232,8 @@ class Ensemble:
         self.members, self.checkpoints = {}, {}
         for name in self.campaign.architecture_names:
             network, _, sha256, _ = load_network(workspace.checkpoint(round_index, name), organs.names)
-            self.members[name] = plain_forward(network.to(self.device).eval(), self.campaign.inference, self.device)
+            prepare = self.campaign.inference.prepare
+            self.members[name] = prepare(network.eval(), device=self.device, cache_dir=workspace.compiled)
             self.checkpoints[name] = sha256
 
     def __call__(self, row: Row) -> Row:

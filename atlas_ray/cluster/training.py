@@ -25,7 +25,7 @@ from atlas_ray.organs import Organs
 from atlas_ray.schema import Schema
 from atlas_ray.segmentation.architectures import Architecture, start_from_prior
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, load_into, read_checkpoint, save_checkpoint
-from atlas_ray.segmentation.inference import Inference, normalize, plain_forward, predict_ensemble
+from atlas_ray.segmentation.inference import Inference, normalize, predict_ensemble
 from atlas_ray.segmentation.losses import partial_label_loss
 from atlas_ray.segmentation.metrics import mean_organ_dice, mean_over_organs, organ_dice
 from atlas_ray.segmentation.precision import uses_bfloat16
@@ -307,9 +307,9 @@ class _Loop:
 
         cached = _open(case, self.plan.organs)
         self.bare.eval()
-        settings = self.plan.inference.model_copy(update={"coarse": None})  # one network has nobody to look first
+        settings = self.plan.inference.model_copy(update={"coarse": None, "compile": False})  # nobody to look first, one case
         predicted = predict_ensemble(
-            {self.plan.architecture.architecture: plain_forward(self.bare, settings, self.device)},
+            {self.plan.architecture.architecture: settings.prepare(self.bare, device=self.device)},
             cached.image[:],
             settings,
             window_hu=self.plan.preprocessing.window_hu,

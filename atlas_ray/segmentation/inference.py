@@ -17,8 +17,9 @@ import numpy.typing as npt
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from atlas_ray.schema import IntTriple, Schema, Triple
+from atlas_ray.segmentation.acceleration import accelerate
 from atlas_ray.segmentation.coarse import Coarse, Region, cut_off, find_region
-from atlas_ray.segmentation.precision import Precision, uses_bfloat16
+from atlas_ray.segmentation.precision import Precision
 from atlas_ray.segmentation.windows import Windows, slide
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Inference(Schema):
         overlaps: architecture -> an overlap of its own.
         batch: windows per forward pass. A network whose norm uses batch statistics needs 1 (paper-algorithm a.11).
         precision: of the networks ("auto": bfloat16 where the machine has units for it); sums are float32.
+        compile: by torch.compile, where that is faster than what `accelerate` has of its own; the first window then takes minutes.
         coarse: a quick look first, then only the organs' box; None predicts the whole volume.
         memory_gb: a larger result lies in a file that is mapped into memory.
     """
@@ -47,12 +49,27 @@ class Inference(Schema):
     overlaps: dict[str, Overlap] = Field(default_factory=dict)
     batch: PositiveInt = 1
     precision: Precision = "auto"
+    compile: bool = False
     coarse: Coarse | None = None
     memory_gb: NonNegativeFloat = 2.0
 
     def overlap_of(self, architecture: str) -> float:
         """The overlap one architecture is run with."""
         return self.overlaps.get(architecture, self.overlap)
+
+    def prepare(
+        self, network: "nn.Module", *, device: "torch.device | str", cache_dir: Path | None = None
+    ) -> "Callable[[Tensor], Tensor]":
+        """A network as a member of an ensemble, with its weights as they are now; see `accelerate`."""
+        return accelerate(
+            network,
+            device=device,
+            precision=self.precision,
+            window=self.window,
+            batch=self.batch,
+            compile=self.compile,
+            cache_dir=cache_dir,
+        )
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -79,21 +96,6 @@ def normalize(hu: npt.NDArray[np.generic], window_hu: tuple[float, float]) -> np
     low, high = window_hu
     clipped = np.clip(hu, low, high).astype(np.float32)
     return np.asarray((clipped - low) / (high - low), np.float32)
-
-
-def plain_forward(network: "nn.Module", settings: Inference, device: "torch.device | str") -> "Callable[[Tensor], Tensor]":
-    """A network in eval mode as a member of an ensemble: channels last, in the settings' precision."""
-    import torch
-
-    bfloat16 = uses_bfloat16(settings.precision, device)
-
-    def forward(windows: "Tensor") -> "Tensor":
-        windows = windows.contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bfloat16):
-            logits: Tensor = network(windows)
-        return logits
-
-    return forward
 
 
 def predict_ensemble(

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from atlas_ray.segmentation.coarse import Coarse
-from atlas_ray.segmentation.inference import EnsemblePrediction, Inference, normalize, plain_forward, predict_ensemble
+from atlas_ray.segmentation.inference import EnsemblePrediction, Inference, normalize, predict_ensemble
 
 SMALL = {"window": (16, 16, 16), "precision": "float32"}
 
@@ -121,7 +121,7 @@ def test_bfloat16_is_close_to_float32() -> None:
     results = []
     for precision in ("float32", "bfloat16"):
         settings = Inference(window=(16, 16, 16), precision=precision)
-        results.append(predict({"one": plain_forward(network, settings, "cpu")}, ct(), settings).bytes_MKXYZ.astype(int))
+        results.append(predict({"one": settings.prepare(network, device="cpu")}, ct(), settings).bytes_MKXYZ.astype(int))
     difference = np.abs(results[0] - results[1])
     assert 0 < difference.max() <= 2
 
