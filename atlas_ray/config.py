@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from atlas_ray.annotation.queue import Annotation
 from atlas_ray.attention.criteria import Attention, PhysicalAttention
@@ -42,6 +42,7 @@ class Cluster(Schema):
         actors: most ensemble actors at once.
         gpus_per_actor: a fraction lets several actors share a GPU.
         cpus_per_actor: of each ensemble actor (its torch threads on a CPU).
+        gpus_per_task: share of a GPU for each task that finishes a case; with it attention runs there.
         task_memory_gb: memory request of a task that reads or finishes a case, so that few large CT are in memory at once.
         max_attempts: starts a case gets before it is quarantined as one that kills its process.
         max_failed_fraction: above it a job ends with an error even though the other cases are done.
@@ -54,6 +55,7 @@ class Cluster(Schema):
     actors: PositiveInt = 1
     gpus_per_actor: PositiveFloat = 1.0
     cpus_per_actor: PositiveInt = 1
+    gpus_per_task: NonNegativeFloat = 0.0
     task_memory_gb: PositiveFloat = 1.0
     max_attempts: PositiveInt = 3
     max_failed_fraction: Fraction = 0.05
@@ -111,6 +113,9 @@ class Campaign(Schema):
                 raise ValueError(f"{section}.per_architecture names {unknown}; the campaign has {names}")
         if unknown := sorted(set(self.inference.architectures) - set(names)):
             raise ValueError(f"inference names {unknown} in overlaps or coarse; the campaign has {names}")
+        given, on_gpus = self.attention.criterion_names, type(self.attention)().criterion_names
+        if self.cluster.gpus_per_task and given != on_gpus:
+            raise ValueError(f"cluster.gpus_per_task: attention on a GPU has {', '.join(on_gpus)}; this has {', '.join(given)}")
         return self
 
     @property

@@ -240,3 +240,11 @@ def test_tracking_gets_every_knob_by_its_path(tmp_path: Path) -> None:
     }
     assert {key: knobs.get(key) for key in expected} == expected
     assert {key.partition(".")[0] for key in knobs} >= {"attention", "strategy", "effort", "stop", "annotation", "pseudo_labels"}
+
+
+def test_criteria_that_no_gpu_kernel_has_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    attention = {"mode": "physical", "criteria": [{"criterion": "disagreement"}, {"criterion": "overlap"}]}
+    path = write(tmp_path, attention=attention)
+    assert load_config(path).cluster.gpus_per_task == 0
+    wanted = "attention on a GPU has predictive_entropy, disagreement, overlap; this has disagreement, overlap"
+    assert wanted in refusal(path, "cluster.gpus_per_task=0.5")

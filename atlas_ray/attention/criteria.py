@@ -5,25 +5,21 @@ numbers the criteria as bits and adds up a heat. `FaithfulAttention` repeats the
 (reference/paper-algorithm.md a.3, a.4); `PhysicalAttention` measures in millimeters, so that thin errors survive on
 thick slices and a size does not depend on the scanner's grid.
 
+This file says what is measured and from where on it counts; `attention.kernels` computes it.
+
 Axes: M architectures, K organs (channels), X Y Z the array axes of the grid the probabilities lie on.
-This is the plain PyTorch version; it loops over organs and looks only at the box around each, which keeps its temporaries
-at a few float64 arrays of that box times M.
 """
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
-from torch import Tensor
 
-from atlas_ray.attention.morphology import Box, bounding_box, opened
 from atlas_ray.attention.rules import MAX_ARCHITECTURES, Kind, Rule, one_term_entropies
 from atlas_ray.attention.sparse import GridAttention
 from atlas_ray.exceptions import LabelError
@@ -34,12 +30,10 @@ Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint32]
 
 LN_2 = math.log(2)
-BYTE = 255  # the authors store probabilities and entropies as uint8 = floor(255 * value)
+BYTE = 255
 
-# No criterion fires on less evidence than this. It lets the modes skip every voxel where all architectures say p < 5e-4: there
-# -p ln p < 0.0038, the binary entropy < 0.0043 and any spread < 5e-4 (and the authors' bytes are 0).
+# No criterion fires on less evidence than this, so where every architecture's byte is 0 there is nothing to compute.
 MIN_THRESHOLD = 0.01
-NEGLIGIBLE = 5e-4
 
 
 # --- criteria -------------------------------------------------------------------------------------------------------
@@ -61,21 +55,11 @@ class Inconsistency(Schema):
     def rule(self) -> Rule:
         return Rule(Kind.INCONSISTENCY, self.threshold, self.MAXIMUM)
 
-    def __call__(self, probabilities_MKXYZ: Tensor) -> Tensor:
-        """Evidence [K, X, Y, Z]; 0 where an architecture's probability is NaN.
-
-        Summed one architecture after the other, as numpy.std does over its first axis: two bytes 51 apart have a deviation
-        of exactly 0.1, and whether rounding puts them above it must not depend on the library.
-        """
-        mean = _mean_over_first(probabilities_MKXYZ)
-        variance = _mean_over_first((probabilities_MKXYZ - mean).square())
-        return torch.nan_to_num(variance.sqrt(), nan=0.0)
-
 
 class Uncertainty(Schema):
     """Where each architecture by itself is undecided: mean over architectures of -p ln p, one term, natural logarithm.
 
-    One term only (torch.special.entr), as the authors have it, so it is not symmetric: its maximum 1/e lies at p = 0.368, and
+    One term only, as the authors have it, so it is not symmetric: its maximum 1/e lies at p = 0.368, and
     above 0.05 it holds 0.0111 < p < 0.9487 (0.0114..0.9476 after rounding down to bytes).
 
     Args:
@@ -96,13 +80,6 @@ class Uncertainty(Schema):
             entropies = np.floor(entropies * self.levels) / self.levels
         return Rule(Kind.UNCERTAINTY, self.threshold, self.MAXIMUM, table=entropies)
 
-    def __call__(self, probabilities_MKXYZ: Tensor) -> Tensor:
-        """Evidence [K, X, Y, Z]; an architecture that says NaN counts as undecided as can be."""
-        entropy = torch.nan_to_num(torch.special.entr(probabilities_MKXYZ.clamp(0, 1)), nan=self.MAXIMUM)
-        if self.levels is not None:
-            entropy = torch.floor(entropy * self.levels) / self.levels
-        return _mean_over_first(entropy)
-
 
 class Overlap(Schema):
     """Where two organs claim one voxel that must not touch (organs.overlap_partners): one of the two is wrong.
@@ -118,21 +95,6 @@ class Overlap(Schema):
 
     def rule(self) -> Rule:
         return Rule(Kind.OVERLAP, self.threshold, self.MAXIMUM, opened=False)
-
-    def __call__(self, probabilities_MKXYZ: Tensor, *, organs: Organs) -> Tensor:
-        """Evidence [K, X, Y, Z], 0 or 1; NaN claims nothing."""
-        claims_KXYZ = _mean_over_first(torch.nan_to_num(probabilities_MKXYZ, nan=0.0)) > self.threshold
-        contested = [self.contested(claims_KXYZ, k, partners) for k, partners in enumerate(organs.overlap_partners)]
-        return torch.stack(contested).to(probabilities_MKXYZ.dtype)
-
-    @staticmethod
-    def contested(claims_KXYZ: Tensor, channel: int, partners: tuple[int, ...]) -> Tensor:
-        """Voxels [X, Y, Z], bool, that the channel and at least one of its partners claim."""
-        others_XYZ: Tensor = torch.zeros_like(claims_KXYZ[channel])
-        for partner in partners:
-            others_XYZ.logical_or_(claims_KXYZ[partner])
-        contested_XYZ: Tensor = others_XYZ.logical_and_(claims_KXYZ[channel])
-        return contested_XYZ
 
 
 class PredictiveEntropy(Schema):
@@ -150,10 +112,6 @@ class PredictiveEntropy(Schema):
 
     def rule(self) -> Rule:
         return Rule(Kind.PREDICTIVE_ENTROPY, self.threshold, self.MAXIMUM)
-
-    def __call__(self, probabilities_MKXYZ: Tensor) -> Tensor:
-        """Evidence [K, X, Y, Z]; ln 2, the most there is, where an architecture's probability is NaN."""
-        return torch.nan_to_num(_binary_entropy(_mean_over_first(probabilities_MKXYZ)), nan=LN_2)
 
 
 class Disagreement(Schema):
@@ -174,12 +132,6 @@ class Disagreement(Schema):
     def rule(self) -> Rule:
         return Rule(Kind.DISAGREEMENT, self.threshold, self.MAXIMUM)
 
-    def __call__(self, probabilities_MKXYZ: Tensor) -> Tensor:
-        """Evidence [K, X, Y, Z]; 0 where an architecture's probability is NaN."""
-        whole = _binary_entropy(_mean_over_first(probabilities_MKXYZ))
-        parts = _mean_over_first(_binary_entropy(probabilities_MKXYZ))
-        return torch.nan_to_num(whole - parts, nan=0.0).clamp_min(0)  # rounding may leave -1e-8 where all agree
-
 
 Criterion = Annotated[
     Inconsistency | Uncertainty | Overlap | PredictiveEntropy | Disagreement,
@@ -187,49 +139,18 @@ Criterion = Annotated[
 ]
 
 
-def _mean_over_first(stack: Tensor) -> Tensor:
-    """Mean over the first axis, added in order, so that CPU, CUDA and numpy round alike."""
-    total: Tensor = stack[0].clone()
-    for item in stack[1:]:
-        total += item
-    return total / len(stack)
-
-
-def _binary_entropy(probabilities: Tensor) -> Tensor:
-    """-p ln p - (1 - p) ln(1 - p) in nats; NaN stays NaN."""
-    p = probabilities.clamp(0, 1)
-    entropy: Tensor = torch.special.entr(p) + torch.special.entr(1 - p)
-    return entropy
-
-
 # --- modes ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AttentionMaps:
-    """What a mode says of one grid.
-
-    Args:
-        bits_KXYZ: uint8; bit i is set where criterion i of the mode's `criterion_names` fired. bits > 0, their union, is the
-            attention map.
-        heat_KXYZ: float32, not normalized, 0 outside the attention.
-    """
-
-    bits_KXYZ: Tensor
-    heat_KXYZ: Tensor
-
-
-Look = Callable[[int, Box], tuple[list[Tensor], Tensor]]  # channel, box -> what fired [X, Y, Z] per criterion, heat [X, Y, Z]
 
 
 class FaithfulAttention(Schema):
     """The authors' rules (paper section 2.1; paper-algorithm a.3, a.4), computed in float64 as they do.
 
-    Soft predictions pass through uint8 and are zeroed outside `support`; entropies come from what is not zeroed. The opening
+    Soft predictions are zeroed outside `support`; entropies come from what is not zeroed. The opening
     counts voxels: whatever is thinner than 5 voxels in any axis is lost, so 5 mm slices hide errors thinner than 25 mm. That
     blindness is part of the published method and kept; `PhysicalAttention` is the mode without it.
 
-    Stated differences: a NaN probability (undefined in the authors' cast) claims nothing and counts as fully uncertain.
+    Stated differences: bytes are round(255 p), where the authors round down; and an entropy is that of the byte, where they take
+    the probability's before it is stored.
 
     Args:
         opening_voxels: erosions, then dilations, with the full 3x3x3 structure, of inconsistency and uncertainty.
@@ -287,61 +208,6 @@ class FaithfulAttention(Schema):
         how = _How(rules, steps, summed=True, masked_spread=True, label_threshold=label_threshold, own_labels=own_labels)
         return _look(how, bytes_MKXYZ, support_MXYZ, organs, skip, inner, threads)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        probabilities_MKXYZ: Tensor,
-        *,
-        support_MKXYZ: Tensor | None,
-        organs: Organs,
-        spacing: Triple,
-        skip: frozenset[str] = frozenset(),
-    ) -> AttentionMaps:
-        """Attention of every organ that is not skipped.
-
-        Args:
-            probabilities_MKXYZ: float, 0..1, channels in the order of `organs`; CPU or CUDA.
-            support_MKXYZ: bool, where each architecture's prediction counts (its post-processed mask, dilated by one voxel);
-                None for everywhere.
-            organs: gives the overlap partners.
-            spacing: mm; not used here, the authors count voxels.
-            skip: organs whose attention is not wanted (the dataset labels them). They still take part as overlap partners.
-
-        Raises:
-            LabelError: the channels are not the organ set's, or `skip` names no organ of it.
-        """
-        _require_fit(probabilities_MKXYZ, support_MKXYZ, organs, skip)
-        boxes = _active_boxes(probabilities_MKXYZ)
-        claims_KXYZ = _claims(probabilities_MKXYZ, boxes, partial(self._claim, probabilities_MKXYZ, support_MKXYZ))
-
-        def look(channel: int, box: Box) -> tuple[list[Tensor], Tensor]:
-            soft = self._soft(probabilities_MKXYZ, support_MKXYZ, channel, box)
-            deviation = self.inconsistency(soft)[0]
-            entropy = self.uncertainty(_part(probabilities_MKXYZ, channel, box).double())[0]
-            contested = Overlap.contested(claims_KXYZ[(slice(None), *box)], channel, organs.overlap_partners[channel])
-            steps = (self.opening_voxels,) * 3
-            inconsistent = opened(deviation > self.inconsistency.threshold, steps)
-            uncertain = opened(entropy > self.uncertainty.threshold, steps)
-            heat = deviation * inconsistent + entropy * uncertain + contested
-            return [inconsistent, uncertain, contested], heat
-
-        return _maps(probabilities_MKXYZ, boxes, look, organs, skip)
-
-    def _soft(self, probabilities_MKXYZ: Tensor, support_MKXYZ: Tensor | None, channel: int, box: Box) -> Tensor:
-        """Soft predictions as the authors read them back: floor(255 p) / 255, 0 outside the support; [M, 1, X, Y, Z]."""
-        soft = torch.nan_to_num(_part(probabilities_MKXYZ, channel, box).double(), nan=0.0).clamp(0, 1)
-        soft = torch.floor(soft * BYTE) / BYTE
-        return soft if support_MKXYZ is None else soft * _part(support_MKXYZ, channel, box)
-
-    def _claim(self, probabilities_MKXYZ: Tensor, support_MKXYZ: Tensor | None, channel: int, box: Box) -> Tensor:
-        """Hard mask of the average ensemble in the box, [X, Y, Z]. One architecture's own mask is taken as it is, before it
-        went through bytes (the authors copy that file): p of 0.5..0.502 counts then."""
-        if len(probabilities_MKXYZ) > 1:
-            soft = self._soft(probabilities_MKXYZ, support_MKXYZ, channel, box)
-            return _mean_over_first(soft)[0] > self.overlap.threshold
-        claim = _part(probabilities_MKXYZ, channel, box)[0, 0] > self.overlap.threshold
-        return claim if support_MKXYZ is None else claim & _part(support_MKXYZ, channel, box)[0, 0]
-
 
 class PhysicalAttention(Schema):
     """Criteria and sizes in physical units, from the probabilities as they are.
@@ -398,49 +264,9 @@ class PhysicalAttention(Schema):
         how = _How(rules, steps, summed=False, masked_spread=False, label_threshold=label_threshold, own_labels=own_labels)
         return _look(how, bytes_MKXYZ, support_MXYZ, organs, skip, inner, threads)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        probabilities_MKXYZ: Tensor,
-        *,
-        support_MKXYZ: Tensor | None,
-        organs: Organs,
-        spacing: Triple,
-        skip: frozenset[str] = frozenset(),
-    ) -> AttentionMaps:
-        """Attention of every organ that is not skipped; arguments and errors as `FaithfulAttention`, spacing in mm."""
-        _require_fit(probabilities_MKXYZ, support_MKXYZ, organs, skip)
-        boxes = _active_boxes(probabilities_MKXYZ)
-        claims_KXYZ = _claims(probabilities_MKXYZ, boxes, partial(self._claim, probabilities_MKXYZ, support_MKXYZ))
-        steps = self._steps(spacing)
-
-        def look(channel: int, box: Box) -> tuple[list[Tensor], Tensor]:
-            probabilities_M1XYZ = _part(probabilities_MKXYZ, channel, box).float()
-            heat = torch.zeros_like(probabilities_M1XYZ[0, 0])
-            fired = []
-            for criterion in self.criteria:
-                if isinstance(criterion, Overlap):
-                    partners = organs.overlap_partners[channel]
-                    fired.append(Overlap.contested(claims_KXYZ[(slice(None), *box)], channel, partners))
-                    evidence = fired[-1].float()
-                else:
-                    evidence = criterion(probabilities_M1XYZ)[0]
-                    fired.append(opened(evidence > criterion.threshold, steps))
-                heat = torch.maximum(heat, evidence / criterion.MAXIMUM * fired[-1])
-            return fired, heat
-
-        return _maps(probabilities_MKXYZ, boxes, look, organs, skip)
-
     def _steps(self, spacing: Triple) -> IntTriple:
         x, y, z = (int(self.opening_radius_mm / edge + 0.5) for edge in spacing)
         return x, y, z
-
-    def _claim(self, probabilities_MKXYZ: Tensor, support_MKXYZ: Tensor | None, channel: int, box: Box) -> Tensor:
-        threshold = next((c.threshold for c in self.criteria if isinstance(c, Overlap)), 0.5)
-        probabilities = torch.nan_to_num(_part(probabilities_MKXYZ, channel, box).float(), nan=0.0)
-        if support_MKXYZ is not None:
-            probabilities = probabilities * _part(support_MKXYZ, channel, box)
-        return _mean_over_first(probabilities)[0] > threshold
 
 
 Attention = Annotated[FaithfulAttention | PhysicalAttention, Field(discriminator="mode")]
@@ -509,59 +335,7 @@ def _shape(bytes_MKXYZ: Bytes, support_MXYZ: Words | None, organs: Organs, skip:
     return M, K, X, Y, Z
 
 
-def _require_fit(probabilities_MKXYZ: Tensor, support_MKXYZ: Tensor | None, organs: Organs, skip: frozenset[str]) -> None:
-    shape = tuple(probabilities_MKXYZ.shape)
-    if len(shape) != 5 or shape[0] == 0 or shape[1] != len(organs):
-        raise LabelError(f"probabilities of shape {shape}; [M, {len(organs)}, X, Y, Z] is what organ set {organs.name!r} needs")
-    if support_MKXYZ is not None and tuple(support_MKXYZ.shape) != shape:
-        raise LabelError(f"support of shape {tuple(support_MKXYZ.shape)} does not fit probabilities of shape {shape}")
-    for name in skip:
-        organs.channel(name)
-
-
 def _halo(steps: IntTriple) -> IntTriple:
     """An opened voxel depends on neighbors up to one erosion and one dilation away."""
     x, y, z = (2 * step for step in steps)
     return x, y, z
-
-
-def _part(values_MKXYZ: Tensor, channel: int, box: Box) -> Tensor:
-    """One organ in a box, [M, 1, X, Y, Z]; contiguous, so that vectorized logarithms round the same in a slab as in the whole."""
-    return values_MKXYZ[(slice(None), slice(channel, channel + 1), *box)].contiguous()
-
-
-def _active_boxes(probabilities_MKXYZ: Tensor) -> list[Box | None]:
-    """For each channel the box outside of which no criterion can fire and nothing is claimed; NaN is inside."""
-    return [bounding_box(_active(probabilities_MKXYZ[:, channel])) for channel in range(probabilities_MKXYZ.shape[1])]
-
-
-def _active(probabilities_MXYZ: Tensor) -> Tensor:
-    """Voxels [X, Y, Z] where some architecture's probability is worth a look; one at a time, a slab of masks is large."""
-    active_XYZ = ~(probabilities_MXYZ[0] < NEGLIGIBLE)
-    for probabilities_XYZ in probabilities_MXYZ[1:]:
-        active_XYZ.logical_or_(~(probabilities_XYZ < NEGLIGIBLE))
-    return active_XYZ
-
-
-def _claims(probabilities_MKXYZ: Tensor, boxes: list[Box | None], claim: Callable[[int, Box], Tensor]) -> Tensor:
-    """Every organ's hard mask of the average ensemble, bool [K, X, Y, Z]."""
-    claims_KXYZ = torch.zeros(probabilities_MKXYZ.shape[1:], dtype=torch.bool, device=probabilities_MKXYZ.device)
-    for channel, box in enumerate(boxes):
-        if box is not None:
-            claims_KXYZ[(channel, *box)] = claim(channel, box)
-    return claims_KXYZ
-
-
-def _maps(probabilities_MKXYZ: Tensor, boxes: list[Box | None], look: Look, organs: Organs, skip: frozenset[str]) -> AttentionMaps:
-    """Look at every organ that is not skipped, in its box, and gather bits and heat."""
-    shape, device = probabilities_MKXYZ.shape[1:], probabilities_MKXYZ.device
-    bits_KXYZ = torch.zeros(shape, dtype=torch.uint8, device=device)
-    heat_KXYZ = torch.zeros(shape, dtype=torch.float32, device=device)
-    for channel, (organ, box) in enumerate(zip(organs, boxes, strict=True)):
-        if organ.name in skip or box is None:
-            continue
-        fired, heat_XYZ = look(channel, box)
-        for bit, mask_XYZ in enumerate(fired):
-            bits_KXYZ[(channel, *box)] |= mask_XYZ.to(torch.uint8) << bit
-        heat_KXYZ[(channel, *box)] = heat_XYZ.float()
-    return AttentionMaps(bits_KXYZ, heat_KXYZ)

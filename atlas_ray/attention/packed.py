@@ -4,10 +4,12 @@ A word is an int32 per voxel and criterion; bit k is set where the criterion fir
 0..255, the probability rounded to a byte (exactly between two bytes down, so p = 0.5 is not above one half), or 256 for NaN.
 Sums of levels are whole numbers, so a threshold is met or not met alike on every device, whatever the order of addition.
 
-A mode's `look` says the same of these bytes, except where a deviation or mean lies exactly at its threshold: here it never fires,
-there float64 rounds it to either side. With 3 architectures and the paper's thresholds no bytes lie there, with 2 or 4 some do.
+A mode's own `look` says the same of these bytes, except where a deviation or mean lies exactly at its threshold: here it never
+fires, there float64 rounds it to either side. With 3 architectures and the paper's thresholds no bytes lie there, with 2 or 4 some
+do. Heat is float32 here.
 
-This form is the specification of `attention.triton_kernels`, which a test holds to it voxel by voxel; `attend` picks between them.
+The plain form is the specification of `attention.triton_kernels`, which a test holds to it voxel by voxel; `attend` picks between
+them, and `look` stands in for a mode's own.
 
 Axes: M architectures, K organs (channels, at most 32), X Y Z the grid, C the three criteria, P attended pairs of organ and voxel.
 """
@@ -16,11 +18,21 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from atlas_ray.attention.criteria import Disagreement, FaithfulAttention, Overlap, PhysicalAttention, PredictiveEntropy
-from atlas_ray.attention.morphology import bounding_box, opened
+from atlas_ray.attention.criteria import (
+    Bytes,
+    Disagreement,
+    FaithfulAttention,
+    Overlap,
+    PhysicalAttention,
+    PredictiveEntropy,
+    Words,
+)
+from atlas_ray.attention.rules import byte_above
+from atlas_ray.attention.sparse import GridAttention, OrganAttention
 from atlas_ray.exceptions import AtlasError, ConfigError, LabelError
 from atlas_ray.organs import Organs
 from atlas_ray.schema import IntTriple, Triple
@@ -88,7 +100,7 @@ def byte_rules(
     skip: frozenset[str] = frozenset(),
     device: torch.device | str = "cpu",
 ) -> ByteRules:
-    """The rules of a mode; arguments as `FaithfulAttention.__call__` and `PseudoLabels.threshold`.
+    """The rules of a mode; arguments as `FaithfulAttention.look`.
 
     Raises:
         ConfigError: more organs than a word has bits, too many architectures, or criteria other than these three in this order.
@@ -244,6 +256,60 @@ def require_fit(values_MKXYZ: Tensor, rules: ByteRules, support_MXYZ: Tensor | N
         raise LabelError(f"support of {support_MXYZ.dtype} {tuple(support_MXYZ.shape)}; int32 {(shape[0], *shape[2:])} is needed")
 
 
+def look(
+    mode: FaithfulAttention | PhysicalAttention,
+    bytes_MKXYZ: Bytes,
+    *,
+    organs: Organs,
+    spacing: Triple,
+    device: torch.device | str,
+    support_MXYZ: Words | None = None,
+    skip: frozenset[str] = frozenset(),
+    label_threshold: float = 0.5,
+    inner: slice = slice(None),
+) -> GridAttention:
+    """What the mode's own `look` says, each architecture's labels included, by way of `attend` on a device.
+
+    Raises:
+        ConfigError, LabelError, AtlasError: as `byte_rules` and `attend`.
+    """
+    rules = byte_rules(
+        mode,
+        organs=organs,
+        architectures=len(bytes_MKXYZ),
+        spacing=spacing,
+        label_threshold=label_threshold,
+        skip=skip,
+        device=device,
+    )
+    values = torch.from_numpy(bytes_MKXYZ).to(device)
+    words = None if support_MXYZ is None else torch.from_numpy(support_MXYZ.view(np.int32)).to(device)
+    found = attend(values, rules, support_MXYZ=words)
+    label_XYZ = found.label_XYZ[..., inner].cpu().numpy()
+    own_MXYZ = _own_labels(values, words, rules, byte_above(label_threshold))[..., inner]
+    X, Y, Z = found.label_XYZ.shape
+    start, stop, _ = inner.indices(Z)
+    ends = found.sizes_K.cumsum(0)[:-1].tolist()
+    pairs = (np.split(values_P.cpu().numpy(), ends) for values_P in (found.voxels_P, found.bits_P, found.heat_P.double()))
+    return GridAttention(
+        organs=tuple(OrganAttention.at((X, Y, Z), *pair).sliced(start, stop) for pair in zip(*pairs, strict=True)),
+        label_XYZ=label_XYZ,
+        own_labels_MXYZ=own_MXYZ.cpu().numpy(),
+        predicted_voxels_K=np.bincount(label_XYZ.ravel(), minlength=256)[list(organs.label_ids)],
+    )
+
+
+def _own_labels(bytes_MKXYZ: Tensor, support_MXYZ: Tensor | None, rules: ByteRules, above: int) -> Tensor:
+    """Label ids, uint8 [M, X, Y, Z], of each architecture by itself: of the bytes that count and exceed a bound the largest."""
+    best_MXYZ = torch.full_like(bytes_MKXYZ[:, 0], above)
+    label_MXYZ = torch.zeros_like(best_MXYZ)
+    for k, label_id in enumerate(rules.label_ids):
+        counted = bytes_MKXYZ[:, k] if support_MXYZ is None else bytes_MKXYZ[:, k] * (support_MXYZ >> k & 1).to(torch.uint8)
+        better = counted > best_MXYZ
+        best_MXYZ, label_MXYZ = torch.where(better, counted, best_MXYZ), torch.where(better, label_id, label_MXYZ)
+    return label_MXYZ
+
+
 # --- the plain form -------------------------------------------------------------------------------------------------
 
 
@@ -330,7 +396,7 @@ def _gathered(
         voxels.append(place)
         bits.append(torch.as_tensor(fired).to(torch.uint8))
         heats.append(heat(first, second, bits[-1], rules))
-        boxes.append([[part.start, part.stop] for part in bounding_box(mask) or (slice(0, 0),) * 3])
+        boxes.append([[part.start, part.stop] for part in _bounding_box(mask) or (slice(0, 0),) * 3])
     return PackedAttention(
         label_XYZ=label_XYZ,
         words_CXYZ=words_CXYZ,
@@ -341,3 +407,56 @@ def _gathered(
         bits_P=torch.cat(bits),
         heat_P=torch.cat(heats),
     )
+
+
+# Erosion and dilation by a box separate into one pass of shifts per axis.
+
+
+def opened(mask_XYZ: Tensor, steps: IntTriple) -> Tensor:
+    """Opening with a box of 2 * steps + 1 voxels per axis; outside the array counts as not set.
+
+    Equal to scipy.ndimage.binary_erosion then binary_dilation (border_value 0), each of `n` iterations with the full
+    3x3x3 structure, where steps is (n, n, n): a box grown n times from 3x3x3 is the box of 2n + 1.
+
+    Args:
+        mask_XYZ: bool.
+        steps: voxels to each side, per axis; 0 leaves that axis alone.
+    """
+    for axis, count in enumerate(steps):
+        for _ in range(count):
+            mask_XYZ = _eroded_once(mask_XYZ, axis)
+    for axis, count in enumerate(steps):
+        for _ in range(count):
+            mask_XYZ = _dilated_once(mask_XYZ, axis)
+    return mask_XYZ
+
+
+def _eroded_once(mask_XYZ: Tensor, axis: int) -> Tensor:
+    """A voxel stays where it and both neighbors along the axis are set; the border has a neighbor outside and goes."""
+    result = torch.zeros_like(mask_XYZ)
+    inner = mask_XYZ.shape[axis] - 2
+    if inner > 0:
+        left, middle, right = (mask_XYZ.narrow(axis, start, inner) for start in (0, 1, 2))
+        result.narrow(axis, 1, inner).copy_(left & middle & right)
+    return result
+
+
+def _dilated_once(mask_XYZ: Tensor, axis: int) -> Tensor:
+    result = mask_XYZ.clone()
+    rest = mask_XYZ.shape[axis] - 1
+    if rest > 0:
+        result.narrow(axis, 1, rest).logical_or_(mask_XYZ.narrow(axis, 0, rest))
+        result.narrow(axis, 0, rest).logical_or_(mask_XYZ.narrow(axis, 1, rest))
+    return result
+
+
+def _bounding_box(mask_XYZ: Tensor) -> tuple[slice, slice, slice] | None:
+    """The smallest box that holds every set voxel; None where there is none."""
+    slices = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        (places,) = torch.nonzero(mask_XYZ.any(dim=others), as_tuple=True)
+        if len(places) == 0:
+            return None
+        slices.append(slice(int(places[0]), int(places[-1]) + 1))
+    return slices[0], slices[1], slices[2]

@@ -40,13 +40,29 @@ class OrganAttention:
         x, y, z = (int(n) for n in bits_XYZ.shape)
         where = np.nonzero(bits_XYZ)
         places_N = np.ravel_multi_index(where, (x, y, z)).astype(np.int64)
-        return cls((x, y, z), places_N, bits_XYZ[where], heat_XYZ[where].astype(np.float64), _box(where))
+        return cls.at((x, y, z), places_N, bits_XYZ[where], heat_XYZ[where].astype(np.float64))
+
+    @classmethod
+    def at(
+        cls,
+        shape: IntTriple,
+        places_N: npt.NDArray[np.int64],
+        bits_N: npt.NDArray[np.uint8],
+        heat_N: npt.NDArray[np.float64],
+    ) -> "OrganAttention":
+        """From voxels, with the box around them."""
+        return cls(shape, places_N, bits_N, heat_N, _box(np.unravel_index(places_N, shape)))
 
     def where(self, kept_N: npt.NDArray[np.bool_]) -> "OrganAttention":
         """Only some of the voxels."""
-        places_N = self.places_N[kept_N]
-        box = _box(np.unravel_index(places_N, self.shape))
-        return OrganAttention(self.shape, places_N, self.bits_N[kept_N], self.heat_N[kept_N], box)
+        return OrganAttention.at(self.shape, self.places_N[kept_N], self.bits_N[kept_N], self.heat_N[kept_N])
+
+    def sliced(self, start: int, stop: int) -> "OrganAttention":
+        """Slices start..stop of the last axis, on a grid of their own; what `joined` puts together."""
+        row, z = np.divmod(self.places_N, self.shape[2])
+        kept_N = (start <= z) & (z < stop)
+        shape = (*self.shape[:2], stop - start)
+        return OrganAttention.at(shape, (row * shape[2] + z - start)[kept_N], self.bits_N[kept_N], self.heat_N[kept_N])
 
     def turned(self, axes: IntTriple, flipped: tuple[bool, bool, bool]) -> "OrganAttention":
         """On the grid whose axis i is this one's axis axes[i], run through backwards where flipped[i].

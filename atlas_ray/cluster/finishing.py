@@ -6,7 +6,9 @@ is one byte per voxel and label map, and the few voxels that have attention. Wor
 Axes: M architectures, K organs, X Y Z of the image in RAS, N voxels with attention.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +167,7 @@ def look(
         counted = support(probabilities, campaign.pseudo_labels)
     slabs = native_slabs(probabilities, counted, ras.shape, halo=campaign.attention.halo(ras.spacing)[2])
     found = Findings(Canvas(grid), {name: Canvas(grid) for name in architectures})
+    attend = _attention(campaign)
     # A training case needs no attention where it is labeled; a holdout is watched whole.
     skip = frozenset(case.labeled_organs) if case.split == "train" else frozenset()
     while True:
@@ -173,7 +176,7 @@ def look(
         if slab is None:
             return found
         with watch("attention"):
-            part = campaign.attention.look(
+            part = attend(
                 slab.bytes_MKXYZ,
                 support_MXYZ=slab.support_MXYZ,
                 organs=organs,
@@ -181,10 +184,19 @@ def look(
                 skip=skip,
                 label_threshold=campaign.pseudo_labels.threshold,
                 inner=slice(slab.context, slab.context + slab.stop - slab.start),
-                own_labels=True,
-                threads=1,
             )
         found.add(slab.start, part)
+
+
+def _attention(campaign: Campaign) -> Callable[..., GridAttention]:
+    """The mode's `look`: on the task's share of a GPU if it has one, else on its core."""
+    if not campaign.cluster.gpus_per_task:
+        return partial(campaign.attention.look, own_labels=True, threads=1)
+    import torch
+
+    from atlas_ray.attention import packed
+
+    return partial(packed.look, campaign.attention, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def mean_entropy(probabilities: PackedProbabilities, channel: int) -> float:

@@ -146,6 +146,7 @@ def _stream(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Iter
             finish_case,
             fn_kwargs={"campaign_json": plan, "round_index": round_index},
             num_cpus=1,
+            num_gpus=cluster.gpus_per_task,
             memory=cluster.task_memory_gb * GIB,
         )
     )

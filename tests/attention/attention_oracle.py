@@ -102,3 +102,12 @@ def labels(values, support, ids, threshold):
 def as_bytes(heat):
     """One organ's heat as the authors store it."""
     return (heat / heat.max() * 255).astype(np.uint8) if heat.any() else np.zeros(heat.shape, np.uint8)
+
+
+def bits_of(found):
+    """What a mode's `look` found, as volumes [K, X, Y, Z]."""
+    return np.stack([organ.dense(organ.bits_N) for organ in found.organs])
+
+
+def heat_of(found):
+    return np.stack([organ.dense(organ.heat_N) for organ in found.organs])

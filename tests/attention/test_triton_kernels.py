@@ -231,28 +231,47 @@ def test_a_nan_is_undecided_and_claims_nothing() -> None:
     assert physical.heat_P.tolist() == pytest.approx([1.0])
 
 
-# --- the kernel for CPUs --------------------------------------------------------------------------------------------
+# --- in a mode's place ----------------------------------------------------------------------------------------------
 
 
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("mode", [FaithfulAttention(), PhysicalAttention()], ids=["faithful", "physical"])
+@pytest.mark.parametrize("architectures", [1, 3])  # whose sums of bytes never meet a threshold exactly
 @pytest.mark.parametrize("supported", [False, True])
-def test_cpus_and_gpus_say_the_same_of_the_same_bytes(mode, supported: bool) -> None:
-    q = smooth_bytes(3, (17, 15, 13), seed=9)
-    words = np.random.default_rng(9).integers(0, 8, (3, 17, 15, 13), np.int32) if supported else None
-    rules = packed.byte_rules(mode, organs=ORGANS, architectures=3, spacing=SPACING, skip=frozenset({"b"}))
-    found = packed.attend(torch.from_numpy(q), rules, support_MXYZ=None if words is None else torch.from_numpy(words))
-    support = None if words is None else words.view(np.uint32)
-    looked = mode.look(q, organs=ORGANS, spacing=SPACING, support_MXYZ=support, skip=frozenset({"b"}))
-    assert np.array_equal(found.label_XYZ.numpy(), looked.label_XYZ)
-    assert found.predicted_K.tolist() == looked.predicted_voxels_K.tolist()
-    assert found.sizes_K.tolist() == [organ.voxels for organ in looked.organs]
-    assert found.sizes_K[0] > 0
-    assert found.sizes_K[1] == 0
-    for box, organ in zip(found.boxes_K32.tolist(), looked.organs, strict=True):
-        assert box == [list(span) for span in organ.box or ((0, 0),) * 3]
-    assert np.array_equal(found.voxels_P.numpy(), np.concatenate([organ.places_N for organ in looked.organs]))
-    assert np.array_equal(found.bits_P.numpy(), np.concatenate([organ.bits_N for organ in looked.organs]))
-    assert np.allclose(found.heat_P.numpy(), np.concatenate([organ.heat_N for organ in looked.organs]), rtol=1e-6, atol=1e-7)
+@pytest.mark.parametrize("inner", [slice(None), slice(4, 11)], ids=["whole", "inner"])
+def test_look_is_the_modes_own(device: str, mode, architectures: int, supported: bool, inner: slice) -> None:
+    values = smooth_bytes(architectures, (17, 15, 13), seed=9)
+    support = np.random.default_rng(9).integers(0, 8, (architectures, 17, 15, 13), np.uint32) if supported else None
+    asked = {"organs": ORGANS, "spacing": SPACING, "support_MXYZ": support, "skip": frozenset({"b"}), "inner": inner}
+    expected = mode.look(values, own_labels=True, label_threshold=0.4, **asked)
+    found = packed.look(mode, values, device=device, label_threshold=0.4, **asked)
+    assert np.array_equal(found.label_XYZ, expected.label_XYZ)
+    assert np.array_equal(found.own_labels_MXYZ, expected.own_labels_MXYZ)
+    assert found.predicted_voxels_K.tolist() == expected.predicted_voxels_K.tolist()
+    assert [organ.voxels > 0 for organ in expected.organs] == [True, False, True]
+    for ours, theirs in zip(found.organs, expected.organs, strict=True):
+        assert (ours.shape, ours.box) == (theirs.shape, theirs.box)
+        assert np.array_equal(ours.places_N, theirs.places_N)
+        assert np.array_equal(ours.bits_N, theirs.bits_N)
+        assert ours.heat_N.dtype == theirs.heat_N.dtype
+        assert np.allclose(ours.heat_N, theirs.heat_N, rtol=1e-6, atol=1e-7)
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 9, 5), (13, 4, 11)])
+@pytest.mark.parametrize("steps", [(0, 0, 0), (1, 0, 2), (2, 2, 2)])
+def test_opening_equals_scipys(shape: tuple[int, ...], steps: tuple[int, ...]) -> None:
+    mask = np.random.default_rng(sum(shape)).random(shape) < 0.93
+    box = np.ones([2 * n + 1 for n in steps], bool)
+    expected = ndimage.binary_dilation(ndimage.binary_erosion(mask, box), box)
+    assert np.array_equal(packed.opened(torch.from_numpy(mask), steps).numpy(), expected)
 
 
 # --- ties and refusals ----------------------------------------------------------------------------------------------

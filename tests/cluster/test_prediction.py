@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from atlas_ray.attention import packed
+from atlas_ray.attention.packed import attend
 from atlas_ray.cluster import finishing, prediction
 from atlas_ray.cluster.prediction import Ensemble, Row, finish_case, forget_attempts, predict_cases, read_case
 from atlas_ray.config import Campaign
@@ -273,6 +275,26 @@ def test_slabs_do_not_show_in_the_result(tmp_path: Path, monkeypatch: pytest.Mon
     for one, other in zip(*scores, strict=True):
         assert one.entropy == pytest.approx(other.entropy)
         assert one.attention_voxels == other.attention_voxels
+
+
+@pytest.mark.parametrize("mode", ["physical", "faithful"])
+def test_a_share_of_a_gpu_changes_where_attention_runs_and_not_what_it_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Where torch sees no GPU, the same function in its plain form."""
+    outputs: list[dict[str, np.ndarray]] = []
+    calls: list[str] = []
+    monkeypatch.setattr(packed, "attend", lambda *values, **kwargs: calls.append("") or attend(*values, **kwargs))
+    for share in (0.0, 0.5):
+        campaign = make_campaign(tmp_path / f"{share}", attention={"mode": mode}, cluster={"gpus_per_task": share})
+        save_networks(campaign)
+        predict_here(campaign, save_case(tmp_path, "a", orientation="SAL"))
+        assert len(calls) == (share > 0)
+        folder = campaign.open_workspace().prediction(0, "a")
+        outputs.append({name: voxels_of(folder / name) for name in FOLDER_LISTING if name.endswith(".nii.gz")})
+    assert outputs[0]["attention/liver.nii.gz"].any()
+    for name, expected in outputs[0].items():
+        np.testing.assert_array_equal(outputs[1][name], expected, err_msg=name)
 
 
 # --- bad cases ------------------------------------------------------------------------------------------------------
