@@ -119,7 +119,7 @@ def slide(
             some = corners[first : first + batch]
             logits = forward(torch.stack([slab_XYZ[x : x + wx, y : y + wy] for x, y in some])[:, None])
             if band is None:
-                band = _empty_band(logits, tuple(total.shape))
+                band = logits.new_zeros((logits.shape[1], *total.shape), dtype=torch.float32)
             for (x, y), logits_KXYZ in zip(some, logits, strict=True):
                 band[:, x : x + wx, y : y + wy].addcmul_(logits_KXYZ.float(), weight)
                 total[x : x + wx, y : y + wy] += weight
@@ -129,15 +129,6 @@ def slide(
         yield slice(z, min(z + done, nz)), band[:, px : px + nx, py : py + ny, pz : pz + min(done, nz)]
         _advance(band, done)
         _advance(total, done)
-
-
-def _empty_band(logits: "Tensor", shape: tuple[int, ...]) -> "Tensor":
-    """Zeros [K, *shape] in the memory order of the network's answer: adding across orders takes four times as long."""
-    import torch
-
-    last = logits.is_contiguous(memory_format=torch.channels_last_3d) and not logits.is_contiguous()
-    order = torch.channels_last_3d if last else torch.contiguous_format
-    return torch.empty((1, logits.shape[1], *shape), device=logits.device, memory_format=order).zero_()[0]
 
 
 def _advance(band: "Tensor", done: int) -> None:
