@@ -161,6 +161,35 @@ def interpolate_bytes(bytes_ZYX: Any, box: Any, first: Any, weights: Any, start:
 
 
 @_compiled
+def nearest_words(words_ZYX: Any, nearest: Any, result_XYZ: Any) -> None:
+    """The word of the nearest voxel for every voxel of a slab of the image's grid.
+
+    Args:
+        words_ZYX: uint32, the slices that the slab is made of.
+        nearest: for x, y and z of the slab the index in words_ZYX, int64.
+        result_XYZ: the slab, contiguous, zeros; lines that only zeros reach are left as they are.
+    """
+    nearest_x, nearest_y, nearest_z = nearest
+    slices, rows, columns = words_ZYX.shape
+    part_XYZ = np.zeros((columns, rows, slices), np.uint32)
+    has_any = np.zeros((columns, rows), np.bool_)
+    for z in range(slices):
+        for y in range(rows):
+            line = words_ZYX[z, y]
+            for x in range(columns):
+                if line[x]:
+                    part_XYZ[x, y, z] = line[x]
+                    has_any[x, y] = True
+    X, Y, Z = result_XYZ.shape
+    for x in range(X):
+        for y in range(Y):
+            if has_any[nearest_x[x], nearest_y[y]]:
+                source, target = part_XYZ[nearest_x[x], nearest_y[y]], result_XYZ[x, y]
+                for z in range(Z):
+                    target[z] = source[nearest_z[z]]
+
+
+@_compiled
 def _turned_part(bytes_ZYX: Any, box: Any, low_z: int, high_z: int) -> Any:
     """The box's slices low_z..high_z, uint8 [X, Y, Z] with z fastest; only what is not zero is moved."""
     low_y, high_y, low_x, high_x = box[0, 1], box[1, 1], box[0, 2], box[1, 2]

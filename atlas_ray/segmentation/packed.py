@@ -15,11 +15,14 @@ import numpy.typing as npt
 
 from atlas_ray.schema import IntTriple
 
+SLICES = 16  # that are unpacked together; a slab of the image reads few more than it needs
+
 
 def pack(bytes_KXYZ: npt.NDArray[np.uint8]) -> bytes:
     """One architecture's probabilities, 0..255, compressed."""
     bytes_KZYX = np.ascontiguousarray(bytes_KXYZ.swapaxes(1, 3))
-    chunks = (1, *bytes_KZYX.shape[1:])
+    _, z, y, x = bytes_KZYX.shape
+    chunks = (1, min(z, SLICES), y, x)
     plain = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
     packed: bytes = blosc2.asarray(bytes_KZYX, chunks=chunks, cparams=plain).to_cframe()
     return packed

@@ -139,7 +139,7 @@ def native_slabs(
         halo: slices of context on both sides of each slab.
         memory_mb: how much one slab may take, where that leaves room for twice the context.
     """
-    from atlas_ray.loops import box_above, interpolate_bytes
+    from atlas_ray.loops import box_above, interpolate_bytes, nearest_words
 
     M, K, *grid = bytes_MKXYZ.shape
     taps = [linear_taps(n, out) for n, out in zip(grid, shape, strict=True)]
@@ -157,7 +157,11 @@ def native_slabs(
             organ_ZYX = np.ascontiguousarray(bytes_MKXYZ[m, k, :, :, z].T)
             part = np.column_stack([np.clip(box[:, 0] - z.start, 0, len(organ_ZYX)), box[:, 1:]])
             interpolate_bytes(organ_ZYX, part, (first[0], first[1], first[2] - z.start), weights, low, result_MKXYZ[m, k])
-        words_MXYZ = support_MXYZ.take(nearest[2][low:high], axis=3).take(nearest[1], axis=2).take(nearest[0], axis=1)
+        words_MXYZ = np.zeros((M, shape[0], shape[1], high - low), np.uint32)
+        over = nearest[2][low:high]
+        for m in range(M):
+            words_ZYX = np.ascontiguousarray(support_MXYZ[m, :, :, over[0] : over[-1] + 1].T)
+            nearest_words(words_ZYX, (nearest[0], nearest[1], over - over[0]), words_MXYZ[m])
         yield Slab(start, stop, start - low, result_MKXYZ, words_MXYZ)
 
 
