@@ -99,6 +99,7 @@ class CaseScores(Schema):
         checkpoints: architecture -> sha256 of the weights that made it.
         attention_voxels: voxels with attention, counted once per organ (the paper's attention size).
         attention_mm3: the same in mm3.
+        criteria: the attention's criteria in bit order; none where a version before them wrote it.
     """
 
     case_id: str
@@ -107,6 +108,7 @@ class CaseScores(Schema):
     attention_mode: str
     attention_voxels: int
     attention_mm3: float
+    criteria: tuple[str, ...] = ()
     organs: tuple[OrganScores, ...]
     seconds: float
     peak_memory_mb: float = 0.0

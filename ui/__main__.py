@@ -30,6 +30,7 @@ from ui.store import campaign_settings, newest_round
 
 Parameters = ParamSpec("Parameters")
 
+LAST_ANSWERS_S = 3  # an open page keeps a connection for ever; Ctrl+C must not wait for it
 HELP = """Annotation app of a campaign, and who may use it.
 
 CAMPAIGN is the campaign's folder or its YAML file, and stands before the command:
@@ -164,7 +165,15 @@ def serve(
         typer.echo("passwords travel unencrypted: give --certificate and --key, or put a proxy with https in front", err=True)
     import uvicorn
 
-    uvicorn.run(web, host=host, port=port, log_level="warning", ssl_certfile=certificate, ssl_keyfile=key)
+    uvicorn.run(
+        web,
+        host=host,
+        port=port,
+        log_level="warning",
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
+    )
 
 
 # --- users ------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Judgment(Schema):
 
 
 class Review(Schema):
-    """`reason`: a rejection needs one; it becomes the annotator's note."""
+    """`reason`: a rejection needs one; the annotator reads it as the case's `review_note`."""
 
     verdict: Literal["accepted", "rejected"]
     reason: Annotated[str, Field(max_length=NOTE_LENGTH)] = ""

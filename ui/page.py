@@ -6,9 +6,9 @@ its component is a message to it, not a new page.
 
 import gradio as gr
 
-from ui.panels import round_report
+from ui.panels import round_report, session_line
 from ui.store import Store
-from ui.tabs import QUIET, QueueTab, ReviewTab
+from ui.tabs import QUIET, QueueTab, ReviewTab, who
 
 THEME = gr.themes.Base(primary_hue="sky", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"])
 HEAD = '<link rel="stylesheet" href="/static/editor.css">'
@@ -23,12 +23,19 @@ body.dark { --body-background-fill: #0c1015; background: #0c1015; }
 .gradio-container .tabs, .gradio-container .column { gap: 2px !important; }
 .gradio-container .tab-wrapper { height: 34px; padding: 0; margin: 0; }
 #editor .html-container { padding: 0 !important; }
-#theme { position: absolute; top: 3px; right: 10px; z-index: 5; width: auto; height: 28px; min-height: 0; padding: 0 10px; }
+#head { position: absolute; top: 1px; right: 10px; z-index: 5; width: auto; align-items: center; gap: 10px; flex-wrap: nowrap; }
+#head > * { flex: none; width: auto; min-width: 0; }
+#head > *, #head .html-container { padding: 0 !important; }
+#head :is(#theme, #session button) { height: 28px; min-height: 0; padding: 0 10px !important; font-size: 13px; font-weight: 400;
+  border: 1px solid var(--border-color-primary); border-radius: 6px; background: none; color: var(--body-text-color); cursor: pointer; }
+#session form { display: flex; align-items: center; gap: 10px; font-size: 13px; margin: 0; color: var(--body-text-color); }
+#session em { font-style: normal; color: #b07a1c; }
 #queue-bar, #review-bar { align-items: center; padding: 10px 4px 4px; }
 #queue-bar button, #review-bar button { white-space: nowrap; font-size: 14px; }
 #filter .wrap { flex-wrap: nowrap; gap: 4px; }
 #filter label { padding: 4px 8px; font-size: 13px; white-space: nowrap; }
 #queue, #review, #agreement { padding: 0 4px; }
+:is(#queue, #review) .selection-button { display: none; }
 #editor { padding: 0; }
 .round-report { display: grid; grid-template-columns: repeat(auto-fit, minmax(480px, 1fr)); gap: 10px; }
 .round-report { color: var(--body-text-color); }
@@ -57,10 +64,17 @@ follow();
 MOUNT_JS = f"(async () => {{ {MOUNT} }})();"
 
 
+def show_session(request: gr.Request) -> str:
+    return session_line(who(request))
+
+
 def build_page(store: Store) -> gr.Blocks:
     """The four tabs; choosing a case in a list opens it in the editor."""
     with gr.Blocks(title="atlas_ray", fill_width=True, analytics_enabled=False) as page:
-        gr.Button("Light / dark", size="sm", elem_id="theme").click(None, js=SWITCH_THEME, **QUIET)
+        with gr.Row(elem_id="head"):
+            session = gr.HTML(elem_id="session")
+            gr.Button("Light / dark", size="sm", elem_id="theme").click(None, js=SWITCH_THEME, **QUIET)
+        page.load(show_session, outputs=session, **QUIET)
         with gr.Tabs(selected="queue") as tabs:
             with gr.Tab("Queue", id="queue"):
                 queue = QueueTab(store)

@@ -11,6 +11,7 @@ from atlas_ray.annotation.agreement import TOLERANCE_MM, OrganAgreement
 from atlas_ray.annotation.queue import WorkItem
 from atlas_ray.prioritization.effort import Budget
 from ui.charts import attention_chart, dice_chart
+from ui.login import Principal
 from ui.store import Record, Store
 
 Row = list[Any]
@@ -26,6 +27,15 @@ AGREEMENT_COLUMNS = ["Organ", "Dice", f"Surface Dice, {TOLERANCE_MM:g} mm", "Rea
 def address(item: Record) -> str:
     """How the reading of a case is named everywhere in the app: the case, with @2 for the second."""
     return item["case_id"] if item["reading"] == 1 else f"{item['case_id']}@{item['reading']}"
+
+
+def session_line(principal: Principal) -> str:
+    """Who works here, and the way out; without accounts there is none, and it says so."""
+    name = f"<b>{html.escape(principal.user)}</b>"
+    if principal.auth == "none":
+        return f"<form><span>{name} · <em>no login: everybody on this machine</em></span></form>"
+    button = '<button title="On every machine">Log out</button>' if principal.auth == "session" else ""
+    return f'<form method="post" action="/logout"><span>{name} · {principal.role}</span>{button}</form>'
 
 
 # --- queue ------------------------------------------------------------------------------------------------------------
@@ -54,7 +64,7 @@ def queue_rows(store: Store, *, chosen: Filter = "all", user: str = "") -> list[
             item["state"] if item["review"] is None else f"{item['state']}, {item['review']}",
             item["user"] or "",
             round(item["seconds"] / 60, 1),
-            item["note"],
+            item["review_note"] or item["note"],
         ]
         for item in items
         if _passes(item, chosen, user, address(item) in to_review)

@@ -13,6 +13,7 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -147,13 +148,25 @@ class Store:
         return candidates[0]
 
     def items(self) -> list[Record]:
-        """The round's queue in rank order, each item with its attention size."""
+        """The round's queue in rank order, each item with its attention size and what its reviewer said."""
         return [self._with_attention(item) for item in self.queue.items(self.round)]
 
     def _with_attention(self, item: WorkItem) -> Record:
         path = self.workspace.scores(self.round, item.case_id)
         size = self.workspace.case_scores(self.round, item.case_id).attention_mm3 if path.exists() else None
-        return item.model_dump() | {"attention_mm3": size}
+        return item.model_dump() | {"attention_mm3": size, "review_note": self._review_note(item)}
+
+    def _holder(self, item: WorkItem) -> str | None:
+        """Whose lease of the item runs."""
+        runs = item.lease_expires is not None and datetime.fromisoformat(item.lease_expires) > self.queue.now()
+        return item.user if runs else None
+
+    def _review_note(self, item: WorkItem) -> str:
+        """What the reviewer gave as the reason; "" where nobody decided."""
+        if item.review is None:
+            return ""
+        said = [event.detail for event in self.queue.events(item.item_id) if event.action in ("accept", "reject")]
+        return said[-1] if said else ""
 
     def describe(self, item: WorkItem) -> Record:
         """Everything the editor needs to know of a case but its voxels; a case no network has seen has no attention."""
@@ -176,12 +189,15 @@ class Store:
             "case_id": case_id,
             "round": self.round,
             "item": item.model_dump(),
+            "holder": self._holder(item),
+            "review_note": self._review_note(item),
             "shape": case.shape,
             "spacing": case.spacing,
             "orientation": case.orientation,
             "source": case.source,
             "organs": organs,
             "architectures": sorted(scores.checkpoints) if scores else [],
+            "criteria": scores.criteria if scores else (),
         }
 
     def components(self, item: WorkItem) -> list[Record]:

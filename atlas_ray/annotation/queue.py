@@ -93,7 +93,7 @@ class WorkItem(Schema):
         user: who holds it, or held it last; None while nobody has.
         lease_expires: ISO 8601 UTC, only while leased; after it anybody may take the item.
         seconds: active seconds the annotators reported, over all submissions.
-        note: the last one; every note is in the events.
+        note: the annotators' last one; every note, and what a reviewer said, is in the events.
         verdict: what the annotator said when submitting.
         review, reviewer: what a second person said of the submission (review.py).
     """

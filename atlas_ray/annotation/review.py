@@ -78,7 +78,7 @@ def _read_twice(items: Sequence[WorkItem]) -> dict[str, bool]:
 def _reason(item: WorkItem, double: dict[str, bool], share: float) -> str:
     """Why somebody has to look; "" where nobody has to."""
     if item.state == "flagged":
-        return f"flagged: {item.note}"
+        return "flagged"
     if item.state != "submitted" or item.review is not None:
         return ""
     if item.case_id in double:
@@ -109,11 +109,11 @@ def accept(queue: Queue, item_id: int, reviewer: str, *, role: Role, note: str =
 
 
 def reject(queue: Queue, item_id: int, reviewer: str, *, role: Role, reason: str) -> WorkItem:
-    """Send a submitted item back to its annotator; its revisions stay, and the reason becomes its note. Raises as `accept`."""
+    """Send a submitted item back to its annotator; its revisions and its note stay. Raises as `accept`."""
     if not reason.strip():
         raise QueueError("a rejection needs a reason: the annotator has nothing else to go by")
     _require_second_person(queue, item_id, reviewer, role)
-    values = {"review": "rejected", "reviewer": reviewer, "note": reason}
+    values = {"review": "rejected", "reviewer": reviewer}
     return queue.transition(item_id, reviewer, "reject", state="submitted", to="waiting", values=values, detail=reason)
 
 

@@ -152,6 +152,7 @@ def case_scores(
     round_index: int,
     checkpoints: dict[str, str],
     attention_mode: str,
+    criteria: Sequence[str],
     seconds: float,
     peak_memory_mb: float = 0.0,
 ) -> CaseScores:
@@ -163,6 +164,7 @@ def case_scores(
         attention_mode=attention_mode,
         attention_voxels=sum(organ.attention_voxels for organ in organs),
         attention_mm3=sum(organ.attention_mm3 for organ in organs),
+        criteria=tuple(criteria),
         organs=tuple(organs),
         seconds=seconds,
         peak_memory_mb=peak_memory_mb,

@@ -146,6 +146,7 @@ def finish(
         round_index=round_index,
         checkpoints=checkpoints,
         attention_mode=mode.mode,
+        criteria=mode.criterion_names,
         seconds=watch.seconds,
         peak_memory_mb=peak_mb(),
     )

@@ -17,7 +17,7 @@ def queue(database: Database) -> Queue:
 
 @pytest.fixture
 def submitted(queue: Queue) -> WorkItem:
-    return queue.submit(queue.claim(1, "a", "anna").item_id, "anna", seconds=60)
+    return queue.submit(queue.claim(1, "a", "anna").item_id, "anna", seconds=60, note="thin slices")
 
 
 def test_accepting_keeps_it_submitted(queue: Queue, submitted: WorkItem) -> None:
@@ -29,11 +29,12 @@ def test_accepting_keeps_it_submitted(queue: Queue, submitted: WorkItem) -> None
 
 def test_rejecting_sends_it_back_with_the_reason(queue: Queue, submitted: WorkItem) -> None:
     item = reject(queue, submitted.item_id, "rita", role="reviewer", reason="the dome is cut off")
-    assert (item.state, item.review, item.note, item.seconds) == ("waiting", "rejected", "the dome is cut off", 60)
+    assert (item.state, item.review, item.note, item.seconds) == ("waiting", "rejected", "thin slices", 60)
+    assert queue.events(item.item_id)[-1].detail == "the dome is cut off"
     assert queue.next("ben") is None  # it goes back to the one who knows it
     again = queue.next("anna")
     assert again is not None
-    assert (again.case_id, again.note) == ("a", "the dome is cut off")
+    assert again.case_id == "a"
     assert queue.submit(item.item_id, "anna").review is None  # a new submission is reviewed anew
 
 
@@ -91,7 +92,7 @@ def test_who_was_unsure_or_flagged_a_case_is_heard_whatever_the_share(queue: Que
     queue.fill(1, [QueueEntry(case_id=c, organs=("liver",), rank=n) for n, c in enumerate("ab", 1)])
     queue.submit(queue.claim(1, "a", "anna").item_id, "anna", verdict="unsure")
     queue.flag(queue.claim(1, "b", "anna").item_id, "anna", note="two livers")
-    assert waiting_for(queue) == {("a", 1): "the annotator was unsure", ("b", 1): "flagged: two livers"}
+    assert waiting_for(queue) == {("a", 1): "the annotator was unsure", ("b", 1): "flagged"}
     assert merged(queue) == []
 
 
@@ -105,7 +106,7 @@ def test_labels_that_exist_are_reviewed_without_an_annotator(queue: Queue) -> No
     assert [i.case_id for i in to_merge(queue.items(2), second_reader_share=0.0)] == ["a"]
     fixing = queue.next("anna", round_index=2)
     assert fixing is not None
-    assert (fixing.case_id, fixing.note) == ("b", "the dome is missing")
+    assert (fixing.case_id, fixing.review) == ("b", "rejected")
 
 
 # --- double reading ---

@@ -162,6 +162,10 @@ def test_scores_of_organ_and_case(maps):
     assert organ.heat_sum == 63 + 191 + 127 + 255 + 255 + 31
     assert (organ.components, organ.entropy) == (3, 0.25)
     other = organ.model_copy(update={"organ": "solid_b", "attention_voxels": 4, "attention_mm3": 40.0})
-    case = case_scores("case_1", [organ, other], round_index=2, checkpoints={"u_net": "ab"}, attention_mode="faithful", seconds=1.5)
+    case = case_scores(
+        "case_1", [organ, other], round_index=2, checkpoints={"u_net": "ab"}, attention_mode="faithful", criteria=["overlap"],
+        seconds=1.5,
+    )  # fmt: skip
+    assert case.criteria == ("overlap",)
     assert (case.attention_voxels, case.attention_mm3) == (10, 100.0)
     assert [o.organ for o in case.organs] == ["solid_a", "solid_b"]

@@ -95,7 +95,7 @@ def _write_case(workspace: Workspace, root: Path, organs: Organs, case: Predicte
     voxels = int((heat > 0).sum())
     scores = CaseScores(
         case_id=case.case_id, round=0, checkpoints=dict.fromkeys(case.networks, "0" * 64), attention_mode="physical", seconds=1.0,
-        attention_voxels=voxels, attention_mm3=voxels * float(np.prod(spacing)),
+        criteria=CRITERIA, attention_voxels=voxels, attention_mm3=voxels * float(np.prod(spacing)),
         organs=tuple(
             OrganScores(organ=o.name, attention_voxels=0, attention_mm3=0, heat_sum=0, predicted_ml=0, components=0) for o in organs
         ),

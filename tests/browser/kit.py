@@ -1,5 +1,6 @@
 """The app in its own process and a Chromium before it, and the few questions every test asks them."""
 
+import io
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.annotation.merge import paint_edits
@@ -31,16 +33,21 @@ Voxel = tuple[int, int, int]
 
 
 class AppServer:
-    """`python -m ui` as a user starts it, or bare (see bare_app.py); the port outlives a restart."""
+    """`python -m ui` as a user starts it, or bare (see bare_app.py); the port outlives a restart.
 
-    def __init__(self, workspace: Workspace, user: str = "anna", *, bare: bool = False) -> None:
+    Args:
+        user: lets everybody in as this one; None asks for an account.
+    """
+
+    def __init__(self, workspace: Workspace, user: str | None = "anna", *, bare: bool = False) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://localhost:{self.port}"
         self.log = workspace.root / f"server_{user}.log"
-        whole = ["-m", "ui", str(workspace.root), "--port", str(self.port), "--no-auth", "--user", user]
-        alone = [str(Path(__file__).with_name("bare_app.py")), str(workspace.root), str(self.port), user]
+        open_to = [] if user is None else ["--no-auth", "--user", user]
+        whole = ["-m", "ui", str(workspace.root), "--port", str(self.port), *open_to]
+        alone = [str(Path(__file__).with_name("bare_app.py")), str(workspace.root), str(self.port), str(user)]
         self.command = [sys.executable, *(alone if bare else whole)]
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -52,7 +59,7 @@ class AppServer:
             if self.process.poll() is not None:
                 break
             try:
-                with urllib.request.urlopen(f"{self.url}/api/v1/session", timeout=2):
+                with urllib.request.urlopen(f"{self.url}/login", timeout=2):
                     return self
             except OSError:
                 time.sleep(0.25)
@@ -68,6 +75,13 @@ class AppServer:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             self.process.wait(20)
+
+
+def picture(page: Page, name: str) -> None:
+    """For the documentation, where a folder for it is given."""
+    if folder := os.environ.get("ATLAS_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(Path(folder) / name, optimize=True)
 
 
 def open_case(page: Page, server: AppServer, case_id: str) -> None:

@@ -277,12 +277,13 @@ def test_the_help_lists_every_key_and_closes(page: Any, server: AppServer) -> No
 
 def test_attention_is_shown_per_criterion(page: Any, server: AppServer) -> None:
     open_case(page, server, "case_0")
-    page.wait_for_function(f"{EDITOR}.active.bits?.size === 1")
+    page.wait_for_function(f"{EDITOR}.scene.flags !== null")
+    assert page.locator("[data-criterion]").all_inner_texts() == ["disagreement", "overlap"]  # in the order of their bits
     assert page.evaluate(f"{EDITOR}.scene.flagBits") == 0
     page.keyboard.press("q")
     assert page.evaluate(f"{EDITOR}.scene.flagBits") == 255
     page.get_by_role("button", name="disagreement").click()
-    assert page.evaluate(f"{EDITOR}.scene.flagBits & 1") == 0
+    assert page.evaluate(f"{EDITOR}.scene.flagBits") == 2
     page.keyboard.press("Alt+1")
     assert page.evaluate(f"{EDITOR}.scene.flagBits") == 255
 
@@ -308,6 +309,8 @@ def test_both_themes_at_a_small_screen(new_page: NewPage, server: AppServer) -> 
 
 def test_from_the_queue_to_submitted(page: Any, server: AppServer, workspace: Workspace) -> None:
     page.goto(f"{server.url}/ui/")
+    page.locator("#session").get_by_text("no login").wait_for()  # and no way out
+    assert page.get_by_role("button", name="Log out").count() == 0
     page.locator('#queue [data-testid="cell-2-1"]').click()
     wait_for_case(page, "case_2")
     page.keyboard.press("Control+Enter")

@@ -1,9 +1,6 @@
 """An annotator's way through a case, on a real CT and on a large synthetic one: from error to error, to the next case."""
 
-import io
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,6 @@ from kit import (
     wait_for_case,
     wait_until_idle,
 )
-from PIL import Image
 
 from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.annotation.queue import Queue
@@ -32,7 +28,6 @@ from atlas_ray.workspace import Workspace
 STOMACH, LIVER = 9, 5
 BIG = (512, 512, 300)
 BIG_AFFINE = np.diag([-0.75, -0.75, 1.5, 1.0])
-SCREENSHOTS = os.environ.get("ATLAS_SCREENSHOTS")  # a folder: where the pictures of the documentation go
 NewPage = Callable[..., Any]
 
 
@@ -78,18 +73,10 @@ def hash_of(mask: np.ndarray) -> int:
     return value - (1 << 32) if value >= 1 << 31 else value
 
 
-def picture(page: Any, name: str) -> None:
-    """For the documentation, with 256 colors: a third of the bytes."""
-    if SCREENSHOTS:
-        Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
-        Image.open(io.BytesIO(page.screenshot())).quantize(256).save(Path(SCREENSHOTS) / name, optimize=True)
-
-
 def test_an_annotator_s_way_through_a_case(
     new_page: NewPage, server: AppServer, campaign: Workspace, organs: Organs, request: pytest.FixtureRequest
 ) -> None:
     is_real = "real" in request.node.name
-    kind = "real" if is_real else "synthetic"
     page = new_page(width=1366, height=768)
     page.goto(f"{server.url}/ui/")
     page.locator('#queue [data-testid="cell-0-1"]').click()
@@ -102,8 +89,6 @@ def test_an_annotator_s_way_through_a_case(
     first = page.evaluate(f"{EDITOR}.component")
     label_id = organs.label_id(first["organ"])
     start = mask_hash(page)
-    page.wait_for_timeout(600)
-    picture(page, f"error_{kind}.png")
 
     # Component 1 is a cavity: take it from the networks, one after the other, until one has it right.
     for _ in range(3):
@@ -114,7 +99,6 @@ def test_an_annotator_s_way_through_a_case(
     assert "taken from" in note(page)
     fixed = mask_hash(page)
     assert fixed == hash_of(truth == label_id)
-    picture(page, f"fixed_{kind}.png")
 
     # Paint, erase, lasso, fill and interpolate around it.
     x, y, z = first["peak"]
@@ -175,7 +159,6 @@ def test_an_annotator_s_way_through_a_case(
     assert "anna" in rows.first.inner_text()
     rows.nth(0).click()
     page.wait_for_function(f"{EDITOR}.scene.compare !== null")
-    picture(page, f"history_{kind}.png")
     page.keyboard.press("Escape")
 
     # What is on disk is the draft with exactly the edited organ changed, as the screen shows it.

@@ -196,7 +196,7 @@ def test_sending_back_needs_a_reason(store: Store, tab: Any) -> None:
     rita, reject = request("rita", "reviewer"), tab._after(tab._reject)
     assert "needs a reason" in reject("case_1", " ", rita)[3]
     assert reject("case_1", "the dome is cut", rita)[3] == "**case_1** is rejected"
-    assert store.queue.item((0, "case_1")).note == "the dome is cut"
+    assert [row[-1] for row in queue_rows(store)] == ["", "the dome is cut", ""]
     assert reject(None, "nothing is chosen", rita)[0] == []
 
 

@@ -82,7 +82,8 @@ def test_a_rejected_case_comes_back_to_its_annotator_with_the_reason(as_user: As
     assert rita.post("cases/case_1/review", json=said).json()["state"] == "waiting"
     assert rita.get("review").json()["items"] == []
     back = anna.post("cases/next").json()
-    assert (back["case_id"], back["note"], back["review"]) == ("case_1", "the notch is still open", "rejected")
+    assert (back["case_id"], back["note"], back["review"]) == ("case_1", "", "rejected")
+    assert anna.get("cases/case_1").json()["review_note"] == "the notch is still open"
     assert [c["text"] for c in anna.get("cases/case_1/comments").json()["comments"]] == ["the notch is still open"]
     assert corner(anna, "case_1") == [1, 0, 0, 0]  # what was saved is still there
     anna.post("cases/case_1/submit", json={}).raise_for_status()

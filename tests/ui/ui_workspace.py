@@ -74,7 +74,7 @@ def write_case(workspace: Workspace, case: Case, ct: np.ndarray, pseudo: np.ndar
     write_lines(workspace.components(0, case.case_id), [component, second])
     scores = CaseScores(
         case_id=case.case_id, round=0, checkpoints={"unet": "0" * 64}, attention_mode="physical", attention_voxels=len(hot),
-        attention_mm3=len(hot) * 11.25, seconds=1.0,
+        attention_mm3=len(hot) * 11.25, seconds=1.0, criteria=("disagreement", "overlap"),
         organs=(OrganScores(organ="ball", attention_voxels=1, attention_mm3=5.0, heat_sum=1, predicted_ml=2.0, components=1),),
     )  # fmt: skip
     write_atomically(workspace.scores(0, case.case_id), scores.model_dump_json())

@@ -9,7 +9,7 @@ import { WINDOWS } from "./keys.js";
 import { bindPlanes, showRing } from "./mouse.js";
 import { OrganState, stepVoxels } from "./organs.js";
 import { escapeHtml, historyList, pretty, reviewedShare, takeTable, template } from "./panels.js";
-import { boxFaces, copySliceRuns, criterionBits, difference, seedBox } from "./region.js";
+import { boxFaces, copySliceRuns, difference, seedBox } from "./region.js";
 import { Packed, countVoxels } from "./runs.js";
 import { showCase, showComments, showComponents, showCriteria, showOrgans, showSave, showSteps, showTab, showTools } from "./shown.js";
 import { Stopwatch } from "./stopwatch.js";
@@ -73,9 +73,10 @@ class Editor {
 
   async load(caseId) {
     const begun = performance.now();
-    const lease = await this.client.json("POST", ["cases", caseId, "lease"]).catch((error) => ({ refused: error.message }));
-    const { info, components, image, labels, heat, first } = await this.volumes.load(caseId);
-    Object.assign(this, { caseId, info, components, readOnly: lease.refused ?? null, current: -1, takeover: new Takeover(this.client, caseId, info.architectures) });
+    const described = await this.volumes.describe(caseId);
+    const { info, components } = described;
+    const [readOnly, { image, labels, heat, first }] = await Promise.all([this.claim(info), this.volumes.load(described)]);
+    Object.assign(this, { caseId, info, components, readOnly, current: -1, takeover: new Takeover(this.client, caseId, info.architectures) });
     this.scene = Object.assign(new Scene(image), { labels, heat });
     for (const organ of info.organs) this.scene.colors.set(organ.label_id, rgb(organ.color));
     for (const plane of Object.values(this.planes)) plane.setScene(this.scene);
@@ -89,6 +90,13 @@ class Editor {
     this.prefetchTimer = setTimeout(() => this.volumes.prefetch().catch(() => {}), PREFETCH_MS); // only a convenience
     showComments(this).catch(() => {});
     await this.replayOthers(first.name);
+  }
+
+  /** Lease the case. Resolves with null, or why it can only be looked at; what is known to be refused is not asked for. */
+  async claim({ case_id: caseId, item, holder }) {
+    if (item.state === "submitted") return "submitted; reopen it to change it";
+    if (holder && holder !== this.session.user) return `${holder} works on it`;
+    return this.client.json("POST", ["cases", caseId, "lease"]).then(() => null, (error) => error.message);
   }
 
   /** Drafts of organs other than the first: take each up once, so that it is sent. */
@@ -193,13 +201,12 @@ class Editor {
     return state;
   }
 
-  /** The organ's own attention; also tells which bit is which criterion. */
+  /** The organ's own attention. */
   async fetchFlags(state) {
     if (state.flags === undefined) {
-      const components = this.components.filter((c) => c.organ === state.organ.name);
-      const flags = components.length ? await this.volumes.flags(this.caseId, state.organ.name) : null;
+      const hasAny = this.components.some((c) => c.organ === state.organ.name);
+      const flags = hasAny ? await this.volumes.flags(this.caseId, state.organ.name) : null;
       state.flags = flags && new Packed(flags);
-      state.bits = flags ? criterionBits(this.scene, flags, components) : new Map();
       if (state === this.active) this.scene.flags = flags;
     } else if (state === this.active) this.scene.flags = state.flags && state.flags.unpack();
     showCriteria(this);
@@ -638,8 +645,9 @@ class Editor {
     this.draw();
   }
 
+  /** Criteria in the order of their bits in the attention files. */
   get criteria() {
-    return [...new Set((this.components ?? []).flatMap((c) => c.criteria))].sort();
+    return this.info.criteria;
   }
 
   hide(labelId) {

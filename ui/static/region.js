@@ -52,23 +52,9 @@ function neighbors(corners) {
   return all.filter(([dx, dy, dz]) => (corners ? dx || dy || dz : Math.abs(dx) + Math.abs(dy) + Math.abs(dz) === 1));
 }
 
-/** The voxels of an attention component, and the bits that fired in it, ascending: they belong to its criteria in order. */
+/** The voxels of an attention component. */
 export function componentVoxels({ dims }, flags, { peak, box }) {
-  const { voxels } = flood({ dims }, peak, (voxel) => flags[voxel] > 0, { box, corners: true });
-  let fired = 0;
-  for (const voxel of voxels) fired |= flags[voxel];
-  return { voxels, bits: [1, 2, 4, 8, 16, 32, 64, 128].filter((bit) => fired & bit) };
-}
-
-/** Criterion name -> its bit in the attention files, as far as an organ's components tell. */
-export function criterionBits(grid, flags, components) {
-  const bits = new Map();
-  for (const component of components) {
-    if (component.criteria.every((name) => bits.has(name))) continue;
-    const fired = componentVoxels(grid, flags, component).bits;
-    component.criteria.forEach((name, n) => fired[n] && bits.set(name, fired[n]));
-  }
-  return bits;
+  return flood({ dims }, peak, (voxel) => flags[voxel] > 0, { box, corners: true }).voxels;
 }
 
 /** The voxels with a rim of one voxel around them: opening has taken that rim off an attention component. */

@@ -18,10 +18,9 @@ export function showTools(editor) {
 }
 
 export function showCriteria(editor) {
-  const bits = editor.active?.bits ?? new Map();
-  const shown = editor.criteria.filter((name) => bits.has(name) && !editor.hiddenCriteria.has(name));
-  const all = bits.size === 0 || editor.criteria.filter((name) => bits.has(name)).length === shown.length;
-  if (editor.scene) editor.scene.flagBits = !editor.own ? 0 : all ? 255 : shown.reduce((sum, name) => sum | bits.get(name), 0) || 256;
+  const shown = editor.criteria.reduce((bits, name, n) => (editor.hiddenCriteria.has(name) ? bits : bits | (1 << n)), 0);
+  const all = editor.hiddenCriteria.size === 0;
+  editor.scene.flagBits = !editor.own ? 0 : all ? 255 : shown || 256;
   editor.parts.criteria.innerHTML = editor.criteria.map((name, n) => `<button data-criterion="${n}" aria-pressed="${editor.own && !editor.hiddenCriteria.has(name)}" title="Attention by ${pretty(name)} (Alt+${n + 1})">${pretty(name)}</button>`).join("");
 }
 
@@ -58,9 +57,9 @@ export function showCase(editor) {
   const size = `${info.shape.join(" × ")}, ${info.spacing.map((s) => s.toFixed(2)).join(" × ")} mm`;
   editor.parts["case-note"].textContent = editor.readOnly ? `read only: ${editor.readOnly}` : size;
   editor.parts["case-note"].title = editor.parts["case-note"].textContent;
-  const { review, reviewer, note } = info.item;
+  const { review, reviewer } = info.item;
   editor.parts.alert.hidden = review !== "rejected";
-  editor.parts.alert.textContent = `Sent back by ${reviewer}: ${info.review_note || note || "no reason given"}`;
+  editor.parts.alert.textContent = `Sent back by ${reviewer}: ${info.review_note}`;
   editor.root.dataset.readOnly = Boolean(editor.readOnly);
   editor.root.querySelector('[data-do="submit"]').textContent = info.item.state === "submitted" ? "Reopen" : "Submit";
   showOrgans(editor);

@@ -58,7 +58,7 @@ export class Takeover {
 /** The voxels a component's error may lie in: its own and a rim of one; its box where its voxels are not stored. */
 export function componentRegion(grid, flags, component) {
   if (flags && flags[component.peak[0] + grid.dims[0] * (component.peak[1] + grid.dims[1] * component.peak[2])]) {
-    return withRim(grid, componentVoxels(grid, flags, component).voxels);
+    return withRim(grid, componentVoxels(grid, flags, component));
   }
   const region = new Set();
   const [[x0, x1], [y0, y1], [z0, z1]] = component.box;

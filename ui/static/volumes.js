@@ -9,37 +9,40 @@ export class Volumes {
     Object.assign(this, { client, next: null });
   }
 
+  /** {info, components} as the server has them now. */
+  async describe(caseId) {
+    const [info, { components }] = await Promise.all([this.client.json("GET", ["cases", caseId]), this.client.json("GET", ["cases", caseId, "components"])]);
+    return { info, components };
+  }
+
   /**
-   * Everything the first view needs.
+   * The voxels that the first view of a described case needs.
    *
-   * @returns {{info, components, image, labels, heat, first}} info and components as the server has them now; image as `parseNifti`
-   *   gives it; labels and heat as voxels (heat null where there is none); first, the organ to begin with as `organ` gives it
+   * @returns {{image, labels, heat, first}} image as `parseNifti` gives it; labels and heat as voxels (heat null where there is
+   *   none); first, the organ to begin with as `organ` gives it
    */
-  async load(caseId) {
-    const [info, { components }] = await this.#describe(caseId);
+  async load(described) {
+    const { case_id: caseId } = described.info;
     const ahead = this.next?.caseId === caseId ? await this.next.loaded.catch(() => null) : null;
     this.next = null;
-    if (!ahead) return { info, components, ...(await this.#voxels(caseId, info, components)) };
-    if (JSON.stringify(revisions(ahead.info)) === JSON.stringify(revisions(info))) return { ...ahead, info, components };
-    return { ...ahead, info, components, ...(await this.#voxels(caseId, info, components)) };
+    const isFresh = ahead && JSON.stringify(revisions(ahead.info)) === JSON.stringify(revisions(described.info));
+    return isFresh ? ahead : this.#voxels(described);
   }
 
   /** Fetch the case this annotator would get next, unless that is done or it is too large. */
   async prefetch() {
     const item = await this.client.json("GET", ["cases", "peek"]);
     if (!item || this.next?.caseId === item.case_id) return;
-    const [info, { components }] = await this.#describe(item.case_id);
+    const described = await this.describe(item.case_id);
+    const { info } = described;
     if (info.shape.reduce((a, b) => a * b) > PREFETCH_VOXELS) return;
-    const loaded = this.#voxels(item.case_id, info, components).then((voxels) => ({ info, ...voxels }));
+    const loaded = this.#voxels(described).then((voxels) => ({ info, ...voxels }));
     this.next = { caseId: item.case_id, loaded };
     await loaded;
   }
 
-  #describe(caseId) {
-    return Promise.all([this.client.json("GET", ["cases", caseId]), this.client.json("GET", ["cases", caseId, "components"])]);
-  }
-
-  async #voxels(caseId, info, components) {
+  async #voxels({ info, components }) {
+    const { case_id: caseId } = info;
     const organ = components[0]?.organ ?? (info.organs.find((o) => o.queried) ?? info.organs[0]).name;
     const [image, labels, heat, first] = await Promise.all([
       this.#volume(caseId, "image"), this.labels(caseId), this.#volume(caseId, "heat"), this.organ(caseId, organ),
