@@ -27,7 +27,8 @@ body.dark { --body-background-fill: #0c1015; background: #0c1015; }
 #head > * { flex: none; width: auto; min-width: 0; }
 #head > *, #head .html-container { padding: 0 !important; }
 #head :is(#theme, #session button) { height: 28px; min-height: 0; padding: 0 10px !important; font-size: 13px; font-weight: 400;
-  border: 1px solid var(--border-color-primary); border-radius: 6px; background: none; color: var(--body-text-color); cursor: pointer; }
+  border: 1px solid var(--border-color-primary); border-radius: 6px;
+  background: none; color: var(--body-text-color); cursor: pointer; }
 #session form { display: flex; align-items: center; gap: 10px; font-size: 13px; margin: 0; color: var(--body-text-color); }
 #session em { font-style: normal; color: #b07a1c; }
 #queue-bar, #review-bar { align-items: center; padding: 10px 4px 4px; }
