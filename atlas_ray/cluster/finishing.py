@@ -204,8 +204,8 @@ def mean_entropy(probabilities: PackedProbabilities, channel: int) -> float:
     """Binary entropy of the mean probability, nats, averaged over the voxels at the networks' spacing where the organ is at least
     possible (mean p > 0.05); 0 where it is nowhere."""
     M = probabilities.shape[0]
-    sums = np.zeros(probabilities.grid, np.uint16)
+    sums_ZYX = np.zeros(probabilities.grid[::-1], np.uint16)
     for m in range(M):
-        sums += probabilities[m, channel]
-    voxels_of_sum = np.bincount(sums[sums > POSSIBLE * 255 * M], minlength=255 * M + 1)
+        sums_ZYX += probabilities[m, channel].T  # in the order of memory
+    voxels_of_sum = np.bincount(sums_ZYX[sums_ZYX > POSSIBLE * 255 * M], minlength=255 * M + 1)
     return float(voxels_of_sum @ mean_entropies(M) / max(1, voxels_of_sum.sum()))
