@@ -19,7 +19,8 @@ from measure import show_rows
 
 from atlas_ray.cluster.prediction import predict_cases
 from atlas_ray.cluster.session import ray_session
-from atlas_ray.config import CONFIGS, Campaign, load_config
+from atlas_ray.config import Campaign, load_config
+from atlas_ray.organs import CONFIGS
 from atlas_ray.segmentation.architectures import start_from_prior
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
 from atlas_ray.steps import ingest_step
@@ -71,15 +72,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--spacing", type=float, default=3.0)
     args = parser.parse_args()
-    if not args.data.exists():
+    if not (args.data / "acrin_flt_001").exists():
         print(f"{args.data} does not exist; this benchmark needs two real CT, see --data")
         return
     with tempfile.TemporaryDirectory() as folder:
         campaign = campaign_in(Path(folder), args.data, args.spacing)
-        ingest_step(campaign)
         save_untrained_networks(campaign)
-        cases = campaign.open_workspace().cases()
         with ray_session():
+            ingest_step(campaign)
+            cases = campaign.open_workspace().cases()
             began = time.perf_counter()
             summary = predict_cases(campaign, 0, cases)
             seconds = time.perf_counter() - began
