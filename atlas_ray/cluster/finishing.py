@@ -6,8 +6,9 @@ is one byte per voxel and label map, and the few voxels that have attention. Wor
 Axes: M architectures, K organs, X Y Z of the image in RAS, N voxels with attention.
 """
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from atlas_ray.cluster.timing import Stopwatch, peak_mb
 from atlas_ray.config import Campaign
 from atlas_ray.organs import Organs
 from atlas_ray.records import AttentionComponent, Case, OrganScores
+from atlas_ray.schema import IntTriple
 from atlas_ray.segmentation.packed import PackedProbabilities
 from atlas_ray.segmentation.pseudo_labels import clean_label_map, native_slabs, support
 from atlas_ray.volume import Volume, axes_from_ras, reorient, write_volume
@@ -53,31 +55,61 @@ class Canvas:
         return self._grid.with_voxels(self.voxels)
 
 
-@dataclass(slots=True)
+class AttentionParts:
+    """One organ's attention, slab by slab, in a nameless file: networks of a first round may be unsure nearly everywhere, and lists
+    of all voxels for every organ would not fit into memory."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by join, or with the object
+        self._slabs: list[tuple[int, OrganAttention]] = []  # first slice, and the part without its voxels
+        self._voxels: list[int] = []
+
+    def add(self, start: int, part: OrganAttention) -> None:
+        for values_N in (part.places_N, part.bits_N, part.heat_N):
+            self._file.write(values_N.data)
+        nothing = slice(0, 0)
+        empty = replace(part, places_N=part.places_N[nothing], bits_N=part.bits_N[nothing], heat_N=part.heat_N[nothing])
+        self._slabs.append((start, empty))
+        self._voxels.append(part.voxels)
+
+    def join(self, shape: IntTriple) -> OrganAttention:
+        """All of it, as one; the file is gone afterwards."""
+        self._file.seek(0)
+        parts = []
+        for (_, part), count in zip(self._slabs, self._voxels, strict=True):
+            places_N = np.fromfile(self._file, np.int64, count)
+            bits_N = np.fromfile(self._file, np.uint8, count)
+            heat_N = np.fromfile(self._file, np.float64, count)
+            parts.append(replace(part, places_N=places_N, bits_N=bits_N, heat_N=heat_N))
+        self._file.close()
+        return joined(parts, [start for start, _ in self._slabs], shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """What is found on the image's own grid, slab by slab.
 
     Args:
         label: the ensemble's label map.
         own_labels: each architecture's.
-        slabs: first slice and attention per organ of each slab.
+        attention_K: of each organ.
     """
 
     label: Canvas
     own_labels: dict[str, Canvas]
-    slabs: list[tuple[int, tuple[OrganAttention, ...]]] = field(default_factory=list)
+    attention_K: tuple[AttentionParts, ...]
 
     def add(self, start: int, found: GridAttention) -> None:
         z = slice(start, start + found.label_XYZ.shape[2])
         self.label.ras_XYZ[..., z] = found.label_XYZ
         for canvas, own_XYZ in zip(self.own_labels.values(), found.own_labels_MXYZ, strict=True):
             canvas.ras_XYZ[..., z] = own_XYZ
-        self.slabs.append((start, found.organs))
+        for parts, part in zip(self.attention_K, found.organs, strict=True):
+            parts.add(start, part)
 
     def attention(self, channel: int, grid: Volume) -> OrganAttention:
-        """One organ's, on the image's own grid."""
-        parts = [organs[channel] for _, organs in self.slabs]
-        return joined(parts, [start for start, _ in self.slabs], self.label.ras_XYZ.shape).turned(*axes_from_ras(grid))
+        """One organ's, on the image's own grid; to be asked for once."""
+        return self.attention_K[channel].join(self.label.ras_XYZ.shape).turned(*axes_from_ras(grid))
 
 
 def finish(
@@ -108,7 +140,7 @@ def finish(
         voxels_of = np.sum([np.bincount(slice_XY.ravel(order="K"), minlength=256) for slice_XY in slices], axis=0)
     components: list[AttentionComponent] = []
     scores: list[OrganScores] = []
-    attended: list[OrganAttention] = []
+    strongest = np.zeros(grid.shape, np.uint8, order="F")
     mode = campaign.attention
     for channel, name in enumerate(organs.names):
         with watch("components"):
@@ -120,7 +152,7 @@ def finish(
                 min_volume_mm3=mode.min_component_mm3,
             )
             components += listed
-            attended.append(attention)
+            np.maximum(strongest, strongest_heat([attention]), out=strongest)
             scores.append(
                 organ_scores(
                     attention,
@@ -134,7 +166,7 @@ def finish(
         with watch("write"):
             write_volume(attention_in(folder, name), grid.with_voxels(attention.dense(attention.bits_N)))
     with watch("write"):
-        write_volume(heat_in(folder), grid.with_voxels(strongest_heat(attended)))
+        write_volume(heat_in(folder), grid.with_voxels(strongest))
         write_volume(pseudo_label_in(folder), found.label.volume())
         for name, canvas in found.own_labels.items():
             write_volume(architecture_label_in(folder, name), canvas.volume())
@@ -167,7 +199,7 @@ def look(
     with watch("support"):
         counted = support(probabilities, campaign.pseudo_labels)
     slabs = native_slabs(probabilities, counted, ras.shape, halo=campaign.attention.halo(ras.spacing)[2])
-    found = Findings(Canvas(grid), {name: Canvas(grid) for name in architectures})
+    found = Findings(Canvas(grid), {name: Canvas(grid) for name in architectures}, tuple(AttentionParts() for _ in organs))
     attend = _attention(campaign)
     # A training case needs no attention where it is labeled; a holdout is watched whole.
     skip = frozenset(case.labeled_organs) if case.split == "train" else frozenset()
