@@ -9,7 +9,6 @@ python benchmarks/app.py [SLICES]
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ one_thread()
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "browser")]
 from campaign import make_campaign, predicted, synthetic_patient
-from kit import EDITOR, FLAGS, AppServer, aim, drag, open_case, wait_until_idle
+from kit import EDITOR, FLAGS, AppServer, open_case, revision, wait_until_idle
 
 from atlas_ray.organs import load_organs
 
@@ -95,12 +94,12 @@ def editing(page: Any) -> list[tuple[Any, ...]]:
             page.evaluate(end)
         found.append(row(what, times))
     wait_until_idle(page)
-    found.append(row("save of one stroke", repeated(page, stroke, f"await {EDITOR}.flush()")))
-    found.append(
-        row("take an error from the next network", [timed(page, f"await {EDITOR}.takeNext('component')") for _ in range(3)])
-    )
-    wait_until_idle(page)
-    found.append(row("save of an organ taken whole", repeated(page, take_organ, f"await {EDITOR}.flush()")))
+    stroke = f"{begin}; {dab(10, sphere=True)}; {end}; await {EDITOR}.flush()"
+    found.append(row("a stroke until it is saved", saved(page, [stroke.replace("VALUE", str(n % 2)) for n in range(ROUNDS)])))
+    page.evaluate(f"{EDITOR}.takeover.fetchAhead()")  # what the editor does by itself after the first view
+    for what, where in (("an error", "component"), ("an organ", "organ")):
+        taken = f"await {EDITOR}.takeNext('{where}'); await {EDITOR}.flush()"
+        found.append(row(f"{what} taken from the next network, until it is saved", saved(page, [taken] * ROUNDS)))
     found.append(row("undo", [timed(page, f"{EDITOR}.undo()") for _ in range(3)]))
     names = page.evaluate(f"{EDITOR}.info.organs.map((o) => o.name)")
     found.append(row("another organ, first time", [timed(page, f"await {EDITOR}.activate('{name}')") for name in names[:3]]))
@@ -108,26 +107,16 @@ def editing(page: Any) -> list[tuple[Any, ...]]:
     return found
 
 
-def repeated(page: Any, change: Callable[[Any], None], body: str) -> list[float]:
+def saved(page: Any, changes: list[str]) -> list[float]:
+    """Milliseconds of each change up to the server's answer; of those that changed something."""
     times = []
-    for _ in range(ROUNDS):
-        change(page)
-        times.append(timed(page, body))
+    for change in changes:
         wait_until_idle(page)
+        before = revision(page)
+        milliseconds = timed(page, change)
+        if revision(page) > before:
+            times.append(milliseconds)
     return times
-
-
-def stroke(page: Any) -> None:
-    """With the mouse, somewhere near the error."""
-    peak = page.evaluate(f"{EDITOR}.component.peak")
-    page.evaluate(f"{EDITOR}.moveCursor({peak})")
-    ends = [(peak[0] - 10, peak[1], peak[2]), (peak[0] + 10, peak[1], peak[2])]
-    page.keyboard.press("e" if page.evaluate(f"{EDITOR}.tool") == "brush" else "b")
-    drag(page, [aim(page, "axial", end)[0] for end in ends])
-
-
-def take_organ(page: Any) -> None:
-    page.evaluate(f"{EDITOR}.takeNext('organ')")
 
 
 def next_case(page: Any) -> tuple[Any, ...]:

@@ -106,7 +106,8 @@ class Grow(Proposal):
     mm: Reach
 
     def apply(self, subject: Subject) -> Mask:
-        return _on_window(subject, self.mm, lambda mask: _distance(~mask, subject.spacing) <= self.mm + 1e-6)
+        box = self.slices(subject.mask.shape)
+        return _on_window(subject, self.mm, lambda mask: _distance(~mask, subject.spacing) <= self.mm + 1e-6, box)
 
 
 class Shrink(Proposal):
@@ -116,8 +117,9 @@ class Shrink(Proposal):
     mm: Reach
 
     def apply(self, subject: Subject) -> Mask:
-        spare = max(subject.spacing)  # so that the window shows what surrounds the mask
-        return _on_window(subject, spare, lambda mask: mask & (_distance(mask, subject.spacing) > self.mm + 1e-6))
+        box = self.slices(subject.mask.shape)
+        spare = max(self.mm, *subject.spacing)  # so that the window shows what surrounds the mask
+        return _on_window(subject, spare, lambda mask: mask & (_distance(mask, subject.spacing) > self.mm + 1e-6), box)
 
 
 class Smooth(Proposal):
@@ -130,7 +132,9 @@ class Smooth(Proposal):
         from scipy.ndimage import gaussian_filter
 
         sigma = [self.mm / step for step in subject.spacing]
-        return _on_window(subject, 4 * self.mm, lambda mask: gaussian_filter(mask.astype(np.float32), sigma, mode="nearest") > 0.5)
+        box = self.slices(subject.mask.shape)
+        reach = 4 * self.mm  # where the Gaussian is cut off
+        return _on_window(subject, reach, lambda mask: gaussian_filter(mask.astype(np.float32), sigma, mode="nearest") > 0.5, box)
 
 
 class FillHoles(Proposal):
@@ -258,9 +262,18 @@ def _window(mask: Mask, margin: tuple[int, ...] | None = None) -> tuple[slice, .
     return tuple(spans)
 
 
-def _on_window(subject: Subject, margin_mm: float, change: Callable[[Mask], Mask]) -> Mask:
-    """Apply a change to the mask's surroundings only: most of a CT is far away from any one organ."""
-    window = _window(subject.mask, tuple(int(np.ceil(margin_mm / step)) for step in subject.spacing))
+def _on_window(subject: Subject, margin_mm: float, change: Callable[[Mask], Mask], box: Slices | None = None) -> Mask:
+    """Apply a change to the mask's surroundings only: most of a CT is far away from any one organ.
+
+    Args:
+        margin_mm: how far a voxel's new value may depend on its surroundings, where there is a box.
+        box: outside of it nothing is asked for.
+    """
+    margin = tuple(int(np.ceil(margin_mm / step)) for step in subject.spacing)
+    window = _window(subject.mask, margin)
+    if box is not None:
+        near = (slice(max(0, b.start - m), b.stop + m) for b, m in zip(box, margin, strict=True))
+        window = tuple(slice(max(w.start, n.start), min(w.stop, n.stop)) for w, n in zip(window, near, strict=True))
     result = subject.mask.copy(order="K")
     if result[window].size:
         result[window] = change(subject.mask[window])

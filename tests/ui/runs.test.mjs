@@ -37,8 +37,22 @@ test("runs survive the wire, gzip or zlib", async () => {
 test("a packed label map is itself again", () => {
   for (const voxels of [[0, 0, 3, 3, 7, 0], [5], [2, 2, 2], []]) {
     assert.deepEqual([...new Packed(Uint8Array.from(voxels)).unpack()], voxels);
+    const shifted = Uint8Array.from([9, ...voxels]).subarray(1); // not at the start of a word
+    assert.deepEqual([...new Packed(shifted).unpack()], voxels);
   }
   const stretches = [];
   new Packed(Uint8Array.from([0, 0, 3, 7])).each((...stretch) => stretches.push(stretch));
   assert.deepEqual(stretches, [[0, 0, 2], [3, 2, 3], [7, 3, 4]]);
+});
+
+test("long stretches are packed exactly, wherever they begin and end", () => {
+  for (let start = 0; start < 9; start++) {
+    for (let length = 0; length < 13; length++) {
+      const voxels = new Uint8Array(23).fill(255, start, start + length);
+      const stretches = [];
+      new Packed(voxels).each((...stretch) => stretches.push(stretch));
+      const expected = length === 0 ? [[0, 0, 23]] : [[0, 0, start], [255, start, start + length], [0, start + length, 23]].filter(([, from, to]) => to > from);
+      assert.deepEqual(stretches, expected);
+    }
+  }
 });

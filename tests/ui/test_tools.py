@@ -158,3 +158,23 @@ def test_a_random_walker_says_what_it_lacks() -> None:
         run(mask, image=image, tool="random_walker", foreground=[0], background=[63], box=[[0, 2]] * 3)
     with pytest.raises(ValueError, match="a box of 20000000 voxels; random_walker takes at most 300000"):
         run(mask, image=image, tool="random_walker", foreground=[0], background=[63], box=[[0, 500], [0, 500], [0, 80]])
+
+
+@pytest.mark.parametrize("tool", ["grow", "shrink", "smooth"])
+def test_a_box_changes_where_not_what(tool: str) -> None:
+    """Inside the box the mask is what it would be without one; outside it stays."""
+    rng = np.random.default_rng(0)
+    grid = np.indices((40, 36, 20))
+    mask = (((grid - np.array([20, 18, 10])[:, None, None, None]) / np.array([14, 11, 7])[:, None, None, None]) ** 2).sum(0) < 1
+    mask &= rng.random(mask.shape) < 0.97
+    subject = Subject(mask, (0.8, 1.1, 2.5), lambda: None)
+    nothing = np.zeros(mask.shape, bool)
+    whole = propose(TOOL.validate_python({"rev": 0, "tool": tool, "mm": 3}), subject, nothing)
+    for box in ([(4, 15), (10, 20), (2, 9)], [(15, 22), (14, 20), (8, 12)], [(0, 3), (0, 3), (0, 3)]):
+        inside = tuple(slice(*span) for span in box)
+        found = propose(TOOL.validate_python({"rev": 0, "tool": tool, "mm": 3, "box": box}), subject, nothing)
+        np.testing.assert_array_equal(found[inside], whole[inside])
+        expected = mask.copy()
+        expected[inside] = whole[inside]
+        np.testing.assert_array_equal(found, expected)
+    assert (whole != mask).any()

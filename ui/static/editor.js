@@ -9,7 +9,7 @@ import { WINDOWS } from "./keys.js";
 import { bindPlanes, showRing } from "./mouse.js";
 import { OrganState, stepVoxels } from "./organs.js";
 import { escapeHtml, historyList, pretty, reviewedShare, takeTable, template } from "./panels.js";
-import { boxFaces, copySliceRuns, difference, seedBox } from "./region.js";
+import { boxFaces, copySliceRuns, difference, differenceWithin, seedBox } from "./region.js";
 import { Packed, countVoxels } from "./runs.js";
 import { showCase, showComments, showComponents, showCriteria, showOrgans, showSave, showSteps, showTab, showTools } from "./shown.js";
 import { Stopwatch } from "./stopwatch.js";
@@ -87,9 +87,15 @@ class Editor {
     this.root.dataset.case = caseId;
     this.root.dataset.loadMs = Math.round(performance.now() - begun);
     this.leaseTimer = setInterval(() => this.keepLease(), LEASE_MS);
-    this.prefetchTimer = setTimeout(() => this.volumes.prefetch().catch(() => {}), PREFETCH_MS); // only a convenience
+    this.prefetchTimer = setTimeout(() => this.fetchAhead().catch(() => {}), PREFETCH_MS); // only a convenience
     showComments(this).catch(() => {});
     await this.replayOthers(first.name);
+  }
+
+  /** What is asked for next: the networks' label maps, then the next case. */
+  async fetchAhead() {
+    if (!this.readOnly) await this.takeover.fetchAhead();
+    await this.volumes.prefetch();
   }
 
   /** Lease the case. Resolves with null, or why it can only be looked at; what is known to be refused is not asked for. */
@@ -476,11 +482,11 @@ class Editor {
     await this.exclusively(async () => {
       const { edit } = this.active;
       const [labels, region] = [await this.takeover.labelMap(name), await this.region(where)];
-      const { runs, dice } = difference(edit.mask, labels, this.organ.label_id, region);
+      const runs = region ? differenceWithin(edit.mask, labels, this.organ.label_id, region) : difference(edit.mask, labels, this.organ.label_id).runs;
       const step = this.made(edit.write(`take ${this.organ.name} from ${name}`, runs, this.blocked()));
       this.takeover.took(step && edit.past.at(-1));
       const what = where === "organ" ? pretty(this.organ.name) : "this error";
-      this.note(step ? `${what} taken from ${name}: ${countVoxels(step.runs)} voxels (Dice of the organ before: ${dice.toFixed(3)}); the same key tries the next network` : `${name} says the same about ${what}`);
+      this.note(step ? `${what} taken from ${name}: ${countVoxels(step.runs)} voxels; the same key tries the next network` : `${name} says the same about ${what}`);
     }).catch((error) => this.note(error.message));
     if (!this.parts.takes.hidden) await this.showTakes({ keep: true });
   }

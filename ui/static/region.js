@@ -1,6 +1,6 @@
 // Regions: which voxels a fill, a lasso, a component or another slice means. Pure functions of arrays. No DOM.
 
-import { Numbers } from "./runs.js";
+import { Numbers, encodeRuns, inverseRuns } from "./runs.js";
 
 export const FILL_LIMIT = 4_000_000; // voxels; a leak into the background stops here
 
@@ -151,29 +151,38 @@ export function boxFaces({ dims }, [[x0, x1], [y0, y1], [z0, z1]]) {
  *
  * @param {Uint8Array} mask the organ as it stands
  * @param {Packed} labels another label map
- * @param {Set|null} only voxels that may change; null is all of them
- * @returns {{runs: Uint32Array, voxels: number, dice: number}} dice of the whole organ, 1 where both are empty
+ * @returns {{runs: Uint32Array, voxels: number, dice: number}} dice is 1 where both are empty
  */
-export function difference(mask, labels, labelId, only = null) {
+export function difference(mask, labels, labelId) {
   const runs = new Numbers();
-  let [changed, own, other, both] = [0, 0, 0, 0];
+  const changed = [0, 0]; // voxels to remove, to add
+  let other = 0;
+  const next = [-1, -1]; // where a 0, a 1 comes next; indexOf is several times faster than a loop
+  const seek = (value, from) => {
+    if (next[value] < from) next[value] = (mask.indexOf(value, from) + mask.length + 1) % (mask.length + 1);
+    return next[value];
+  };
   labels.each((value, start, stop) => {
     const wanted = value === labelId ? 1 : 0;
     if (wanted) other += stop - start;
-    let from = -1;
-    for (let voxel = start; voxel <= stop; voxel++) {
-      const differs = voxel < stop && mask[voxel] !== wanted && (!only || only.has(voxel));
-      if (voxel < stop && mask[voxel]) {
-        own += 1;
-        if (wanted) both += 1;
-      }
-      if (differs && from < 0) from = voxel;
-      if (!differs && from >= 0) {
-        runs.push(from, voxel - from, wanted);
-        changed += voxel - from;
-        from = -1;
-      }
+    for (let from = seek(1 - wanted, start), to; from < stop; from = seek(1 - wanted, to)) {
+      to = Math.min(stop, seek(wanted, from));
+      runs.push(from, to - from, wanted);
+      changed[wanted] += to - from;
     }
   });
-  return { runs: runs.toArray(), voxels: changed, dice: own + other ? (2 * both) / (own + other) : 1 };
+  const own = other + changed[0] - changed[1];
+  return { runs: runs.toArray(), voxels: changed[0] + changed[1], dice: own + other ? (2 * (own - changed[0])) / (own + other) : 1 };
+}
+
+/** The runs by which taking an organ from another label map would change the voxels of a region. */
+export function differenceWithin(mask, labels, labelId, region) {
+  const changed = new Numbers();
+  const { starts, values } = labels;
+  let stretch = 0;
+  for (const voxel of Uint32Array.from(region).sort()) {
+    while (starts[stretch + 1] <= voxel) stretch += 1;
+    if (mask[voxel] !== (values[stretch] === labelId ? 1 : 0)) changed.push(voxel);
+  }
+  return inverseRuns(encodeRuns(changed.toArray(), mask));
 }

@@ -61,10 +61,14 @@ export class Packed {
   constructor(voxels) {
     const starts = new Numbers();
     const values = new Numbers();
-    let last = -1;
+    // Most voxels are like the one before, so four are looked at together where they make up a word.
+    const words = voxels.byteOffset % 4 ? [] : new Uint32Array(voxels.buffer, voxels.byteOffset, voxels.length >> 2);
+    let [last, fourTimes] = [-1, -1];
     for (let voxel = 0; voxel < voxels.length; voxel++) {
-      if (voxels[voxel] === last) continue;
+      while (voxel % 4 === 0 && words[voxel / 4] === fourTimes) voxel += 4;
+      if (voxel >= voxels.length || voxels[voxel] === last) continue;
       last = voxels[voxel];
+      fourTimes = (last * 0x01010101) >>> 0;
       starts.push(voxel);
       values.push(last);
     }

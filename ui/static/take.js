@@ -1,8 +1,8 @@
 // "Take it from": one network's answer in place of the mask, for the whole organ or inside the current attention component. No DOM.
 
 import { parseNifti } from "./nifti.js";
-import { componentVoxels, difference, withRim } from "./region.js";
-import { Packed } from "./runs.js";
+import { componentVoxels, difference, differenceWithin, withRim } from "./region.js";
+import { Packed, countVoxels } from "./runs.js";
 
 export class Takeover {
   constructor(client, caseId, architectures) {
@@ -20,6 +20,11 @@ export class Takeover {
     }
   }
 
+  /** Fetch what is not there yet, one after the other. */
+  async fetchAhead() {
+    for (const name of this.architectures) await this.labelMap(name);
+  }
+
   async #fetch(name) {
     const file = await this.client.bytes("cases", this.caseId, "architectures", name);
     if (!file) throw new Error(`${name} left no label map for this case`);
@@ -31,7 +36,7 @@ export class Takeover {
     return Promise.all(this.architectures.map(async (name) => {
       const labels = await this.labelMap(name);
       const { dice, voxels } = difference(mask, labels, labelId);
-      return { name, dice, voxels, inside: region ? difference(mask, labels, labelId, region).voxels : 0 };
+      return { name, dice, voxels, inside: region ? countVoxels(differenceWithin(mask, labels, labelId, region)) : 0 };
     }));
   }
 
