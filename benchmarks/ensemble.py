@@ -6,7 +6,9 @@ Networks are the paper's sizes with random weights: time does not depend on them
 """
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import time
 import warnings
 from collections.abc import Callable
@@ -41,16 +43,12 @@ def nnunet(forward: Forward, image: np.ndarray, *, step: float) -> torch.Tensor:
     """nnU-Net's predictor with its own settings (Gaussian, float16 sums, float32 network on CPUs) but without mirroring."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    predictor = nnUNetPredictor(
-        tile_step_size=step,
-        use_gaussian=True,
-        use_mirroring=False,
-        perform_everything_on_device=False,
-        device=torch.device("cpu"),
-        allow_tqdm=False,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that CPUs are no GPUs
+        predictor = nnUNetPredictor(
+            tile_step_size=step, use_gaussian=True, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
+        )
     predictor.network = torch.nn.Identity()
-    predictor.network.forward = forward
+    predictor.network.forward = lambda windows: forward(windows)  # a network set as it is would become a child, and not be called
     predictor.configuration_manager = SimpleNamespace(patch_size=WINDOW)
     predictor.label_manager = SimpleNamespace(num_segmentation_heads=ORGANS)
     given = torch.from_numpy(normalize(image, WINDOW_HU))[None]

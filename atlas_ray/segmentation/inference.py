@@ -172,7 +172,7 @@ def _predict(
             if result is None:
                 result = _Bytes((len(members), len(logits_KXYZ), *image_XYZ.shape), settings.memory_gb, scratch_dir)
             done = slice(z.start + slices.start, z.start + slices.stop)
-            made = logits_KXYZ.sigmoid_().mul_(255).round_().to(torch.uint8)
+            made = logits_KXYZ.sigmoid_().mul_(255).add_(0.5).to(torch.uint8)  # truncates: rounds
             torch.from_numpy(result.array_MKXYZ[m, :, x, y, done]).copy_(made)
             result.release()
     assert result is not None  # there is always a member
