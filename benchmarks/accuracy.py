@@ -26,11 +26,12 @@ from torch.utils._pytree import tree_map
 from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import label_to_network_grid, to_network_grid
 from atlas_ray.organs import Organs
+from atlas_ray.resampling import resample_image, resample_labels
 from atlas_ray.segmentation.checkpoints import load_network
 from atlas_ray.segmentation.coarse import Coarse, Region, find_region
 from atlas_ray.segmentation.inference import EnsemblePrediction, Inference, normalize, predict_ensemble
 from atlas_ray.segmentation.metrics import mean_organ_dice, mean_over_organs, organ_dice
-from atlas_ray.volume import Volume, read_volume, resample
+from atlas_ray.volume import Volume, read_volume
 from atlas_ray.workspace import Workspace
 
 HERE = Path(__file__).resolve().parent
@@ -147,9 +148,9 @@ def look_at_own_spacing(name: str, network: Forward, campaign: Campaign, image: 
 def look_at_twice_the_spacing(name: str, network: Forward, campaign: Campaign, image: Volume) -> np.ndarray:
     """The network on a volume of half as many voxels per axis, its answer brought back by nearest neighbor."""
     half = tuple(-(-n // 2) for n in image.shape)
-    small = resample(image, half)
-    seen = ours({name: network}, campaign, np.rint(small.voxels).astype(np.int16), overlap=0.0).bytes_MKXYZ[0]
-    return np.stack([resample(Volume(np.ascontiguousarray(k), small.affine), image.shape, nearest=True).voxels for k in seen])
+    small = resample_image(image, half)
+    seen = ours({name: network}, campaign, small.voxels, overlap=0.0).bytes_MKXYZ[0]
+    return np.stack([resample_labels(Volume(k, small.affine), image.shape).voxels for k in seen])
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Peak resident memory of predicting one large CT: the sliding windows alone, and the whole actor with labels and attention.
+"""Peak resident memory of predicting one large CT: the actor with the networks, and the task that finishes labels and attention.
 
-python benchmarks/memory.py [--cases NAME ...] [--stages engine actor] [--real N]
+python benchmarks/memory.py [--cases NAME ...] [--stages actor finish] [--real N]
 
 Each row is a fresh process. configs/abdomen8.yaml at overlap 0.5: three networks of the paper's sizes, nine organs, 96^3 windows.
 Every network really runs on its first N windows, so that what it needs counts; the other windows get one prepared answer with an
@@ -22,12 +22,16 @@ import numpy as np
 import torch
 from measure import show_rows
 
+from atlas_ray.cluster.finishing import finish
 from atlas_ray.cluster.prediction import Ensemble
+from atlas_ray.cluster.timing import Stopwatch
 from atlas_ray.config import Campaign, load_config
 from atlas_ray.records import Case
+from atlas_ray.resampling import shape_at_spacing
 from atlas_ray.segmentation.architectures import Architecture, NNUNet, SwinUNETR, UNet
-from atlas_ray.segmentation.inference import Inference, predict_ensemble
-from atlas_ray.volume import Volume, shape_at_spacing
+from atlas_ray.segmentation.inference import Inference
+from atlas_ray.segmentation.packed import PackedProbabilities, pack
+from atlas_ray.volume import Volume
 
 NETWORK_SPACING = (1.5, 1.5, 1.5)
 WINDOW = (96, 96, 96)
@@ -65,36 +69,28 @@ def run_one(name: str, stage: str, real: int) -> dict[str, Any]:
     """One row, in this process."""
     torch.set_num_threads(1)
     native_shape, native_spacing = CASES[name]
-    campaign = load_config("abdomen8", ["inference.overlap=0.5", "inference.overlaps={}"])
+    campaign = load_config("abdomen8", ["inference.overlap=0.5", "cluster.use_gpu=false"])
     organs = campaign.load_organs()
     members = {a.architecture: FirstWindows(a, len(organs), real=real, shift=i) for i, a in enumerate(ARCHITECTURES)}
-    baseline = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     shape = shape_at_spacing(native_shape, native_spacing, NETWORK_SPACING)
-    image = np.random.default_rng(0).integers(-200, 300, shape, dtype=np.int16)
+    actor = Ensemble.__new__(Ensemble)  # as in a job, without Ray and checkpoints
+    actor.campaign, actor.device, actor.members = campaign, torch.device("cpu"), members
+    baseline = _memory("VmRSS")
+    _forget_peak()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        if stage == "engine":
-            predict_ensemble(
-                members,
-                image,
-                campaign.inference,
-                window_hu=campaign.preprocessing.window_hu,
-                spacing=NETWORK_SPACING,
-                device="cpu",
-                scratch_dir=Path(scratch),
-            )
-        else:
-            _run_actor(campaign, members, image, native_shape, native_spacing)
+    image = np.random.default_rng(0).integers(-200, 300, shape, dtype=np.int16)
+    packed = [pack(one) for one in actor.predict(image)]
+    if stage == "finish":
+        del image
+        baseline = _memory("VmRSS") - sum(map(len, packed)) / 2**30
+        _forget_peak()
+        began = time.monotonic()
+        _finish(campaign, packed, native_shape, native_spacing)
     seconds = time.monotonic() - began
     return {"shape": shape, "baseline": baseline, "peak": _memory("VmHWM") - baseline, "seconds": seconds}
 
 
-def _run_actor(campaign: Campaign, members: Any, image: np.ndarray, shape: Any, spacing: Any) -> None:
-    """Ensemble.predict as a job runs it, without Ray and checkpoints."""
-    actor = Ensemble.__new__(Ensemble)
-    actor.campaign, actor.round, actor.organs, actor.device = campaign, 0, campaign.load_organs(), torch.device("cpu")
-    actor.members, actor.checkpoints = members, dict.fromkeys(members, "")
+def _finish(campaign: Campaign, packed: list[bytes], shape: Any, spacing: Any) -> None:
     case = Case(
         case_id="memory",
         image="none",
@@ -107,7 +103,23 @@ def _run_actor(campaign: Campaign, members: Any, image: np.ndarray, shape: Any, 
         labeled_organs=(),
     )
     grid = Volume(np.broadcast_to(np.uint8(0), shape), np.diag([*spacing, 1.0]))
-    actor.predict(case, image, grid, time.monotonic())
+    checkpoints = dict.fromkeys(campaign.architecture_names, "")
+    with tempfile.TemporaryDirectory() as folder:
+        finish(
+            Path(folder),
+            campaign,
+            case,
+            grid,
+            PackedProbabilities(packed),
+            round_index=0,
+            checkpoints=checkpoints,
+            watch=Stopwatch(),
+        )
+
+
+def _forget_peak() -> None:
+    """The peak counts from here."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _memory(field: str) -> float:
@@ -120,7 +132,7 @@ def _memory(field: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--stages", nargs="*", default=["engine", "actor"], choices=["engine", "actor"])
+    parser.add_argument("--stages", nargs="*", default=["actor", "finish"], choices=["actor", "finish"])
     parser.add_argument("--real", type=int, default=1)
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
