@@ -99,6 +99,7 @@ def _finish(campaign: Campaign, packed: list[bytes], shape: Any, spacing: Any) -
         spacing=spacing,
         orientation="RAS",
         source="none",
+        license="none",
         split="pool",
         labeled_organs=(),
     )
