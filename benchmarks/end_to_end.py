@@ -1,8 +1,8 @@
 """The real prediction stream (Ray Data) over two real CT with networks of the paper's sizes: where the time goes.
 
-The networks are not trained; their output biases are set so that they are unsure nearly everywhere, which makes everything around
-them (packing, inverse, attention) work harder than trained networks would. Spacing is 3 mm, so that it ends within minutes here:
-windows and voxels shrink alike, so the shares are much as they would be at 1.5 mm.
+The networks are not trained; their output biases are set so that no byte is zero and attention lies here and there, which makes
+everything around them (packing, inverse, attention) work harder than trained networks would. Spacing is 3 mm, so it ends within
+minutes here: windows and voxels shrink alike, so the shares are much as they would be at 1.5 mm.
 
 python benchmarks/end_to_end.py [--data FOLDER] [--spacing MM]
 """
@@ -56,7 +56,7 @@ def save_untrained_networks(campaign: Campaign) -> None:
     for architecture in campaign.architectures:
         torch.manual_seed(0)
         network = architecture.build(len(organs))
-        start_from_prior(network, architecture)
+        start_from_prior(network, architecture, prior=0.005)
         header = CheckpointHeader(
             architecture=architecture,
             organs=organs.names,
