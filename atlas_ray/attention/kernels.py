@@ -44,7 +44,9 @@ ZERO_TEST = 4096  # bytes per architecture that are tested for "all zero" togeth
 INCONSISTENCY, UNCERTAINTY, OVERLAP, PREDICTIVE_ENTROPY, DISAGREEMENT = (int(kind) for kind in Kind)
 
 # Positions in what `_survey` returns.
-CLAIMED, CLAIM_UNSURE, LABELED, LABEL_UNSURE, SPREAD, SPREAD_UNSURE, CONTRARY, CONTRARY_UNSURE, SOME, ALL, UNDECIDED = range(11)
+CLAIMED, CLAIM_UNSURE, LABELED, LABEL_UNSURE, SPREAD, SPREAD_UNSURE, CONTRARY, CONTRARY_UNSURE, SCORED, SCORE_UNSURE, UNDECIDED = (
+    range(11)
+)
 
 
 NOTHING, ONE, EVERY = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
@@ -134,7 +136,9 @@ def _splat(builder: Any, value: Any, vector: ir.VectorType) -> Any:
 
 
 def _word(builder: Any, flags: Any) -> Any:
-    return builder.bitcast(flags, _I64)
+    """Flags as one word. Without the empty instruction, through which the compiler cannot look, it would carry the 64 flags from
+    block to block one by one."""
+    return builder.asm(ir.FunctionType(_I64, [_I64]), "", "=r,0", [builder.bitcast(flags, _I64)], False)
 
 
 @intrinsic
@@ -204,13 +208,19 @@ def _survey(typing_context: Any, array: Any, index: Any, stride: Any, count: Any
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, index, stride, count, limits = arguments
         bound = Limits(*cgutils.unpack_tuple(builder, limits))
-        start = {"high": 0, "low": 255, "some": 0, "all": 255}
+        start = {"high": 0, "low": 255, "some": 255, "one": 255, "all": 0}
         kept = {name: cgutils.alloca_once(builder, _BYTES) for name in start}
         total = cgutils.alloca_once(builder, _SHORTS)
 
-        def in_band(values: Any, first: Any, length: Any, vector: ir.VectorType) -> Any:
-            moved = builder.sub(values, _splat(builder, first, vector))
-            return builder.icmp_unsigned("<", moved, _splat(builder, length, vector))
+        def keep(relation: str, name: str, values: Any) -> None:
+            so_far = builder.load(kept[name])
+            builder.store(builder.select(builder.icmp_unsigned(relation, values, so_far), values, so_far), kept[name])
+
+        def past(values: Any, first: Any, vector: ir.VectorType) -> Any:
+            return builder.sub(values, _splat(builder, first, vector))
+
+        def below(values: Any, count: Any, vector: ir.VectorType) -> Any:
+            return _word(builder, builder.icmp_unsigned("<", values, _splat(builder, count, vector)))
 
         for name, value in start.items():
             builder.store(ir.Constant(_BYTES, [value] * TILE), kept[name])
@@ -218,13 +228,11 @@ def _survey(typing_context: Any, array: Any, index: Any, stride: Any, count: Any
         with cgutils.for_range(builder, count) as loop:
             place = builder.add(index, builder.mul(loop.index, stride))
             seen = builder.load(_pointer(context, builder, signature.args[0], array, place, element=_BYTES), align=1)
-            high, low = builder.load(kept["high"]), builder.load(kept["low"])
-            builder.store(builder.select(builder.icmp_unsigned(">", seen, high), seen, high), kept["high"])
-            builder.store(builder.select(builder.icmp_unsigned("<", seen, low), seen, low), kept["low"])
-            some = builder.sext(in_band(seen, bound.some_from, bound.some_count, _BYTES), _BYTES)
-            builder.store(builder.or_(builder.load(kept["some"]), some), kept["some"])
-            all_ = builder.sext(in_band(seen, bound.all_from, bound.all_count, _BYTES), _BYTES)
-            builder.store(builder.and_(builder.load(kept["all"]), all_), kept["all"])
+            keep(">", "high", seen)
+            keep("<", "low", seen)
+            keep("<", "some", past(seen, bound.some_from, _BYTES))
+            keep("<", "one", past(seen, bound.one_from, _BYTES))
+            keep(">", "all", past(seen, bound.all_from, _BYTES))
             builder.store(builder.add(builder.load(total), builder.zext(seen, _SHORTS)), total)
         sums = builder.load(total)
         spread = builder.sub(builder.load(kept["high"]), builder.load(kept["low"]))
@@ -235,10 +243,11 @@ def _survey(typing_context: Any, array: Any, index: Any, stride: Any, count: Any
         def spread_above(limit: Any) -> Any:
             return _word(builder, builder.icmp_unsigned(">", spread, _splat(builder, limit, _BYTES)))
 
-        def is_set(name: str) -> Any:
-            return _word(builder, builder.icmp_unsigned("!=", builder.load(kept[name]), ir.Constant(_BYTES, [0] * TILE)))
-
         spread_sure, contrary_sure = spread_above(bound.spread_sure_above), spread_above(bound.contrary_sure_above)
+        some, one, every = (
+            below(builder.load(kept[name]), getattr(bound, f"{name}_count"), _BYTES) for name in ("some", "one", "all")
+        )
+        scored = builder.or_(one, every)
         words = [
             sum_is(">", bound.claim_above),
             sum_is("==", bound.claim_tie),
@@ -248,9 +257,9 @@ def _survey(typing_context: Any, array: Any, index: Any, stride: Any, count: Any
             builder.and_(spread_above(bound.spread_maybe_above), builder.not_(spread_sure)),
             contrary_sure,
             builder.and_(spread_above(bound.contrary_maybe_above), builder.not_(contrary_sure)),
-            is_set("some"),
-            is_set("all"),
-            _word(builder, in_band(sums, bound.mean_from, bound.mean_count, _SHORTS)),
+            scored,
+            builder.and_(some, builder.not_(scored)),
+            below(past(sums, bound.mean_from, _SHORTS), bound.mean_count, _SHORTS),
         ]
         return context.make_tuple(builder, signature.return_type, words)
 
@@ -421,7 +430,7 @@ def _survey_tile(x, y, w, k, grid, plan, inner, fired_CKXYW, edges_CKX2, plane_L
             if unsure != NOTHING:
                 word |= _settled_deviations(unsure, k, place, grid, plan.masked_spread, threshold)
         elif kind == UNCERTAINTY:
-            word, unsure = seen[ALL] >> back & valid, (seen[SOME] & ~seen[ALL]) >> back & valid
+            word, unsure = seen[SCORED] >> back & valid, seen[SCORE_UNSURE] >> back & valid
             if unsure != NOTHING:
                 word |= _settled_means(unsure, k, place, grid, False, plan.tables[SCORES], threshold)
         elif kind == DISAGREEMENT:

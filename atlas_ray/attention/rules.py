@@ -71,6 +71,8 @@ class Limits(NamedTuple):
     contrary_sure_above: int
     some_from: int  # band of bytes of which one architecture must have one
     some_count: int
+    one_from: int  # band of bytes that suffices where one architecture has one
+    one_count: int
     all_from: int  # band of bytes that suffices where all have one
     all_count: int
     mean_from: int  # band of the sum
@@ -87,13 +89,14 @@ def limits(rules: Sequence[Rule], architectures: int, *, label_threshold: float)
         *(spread_bounds(rule.threshold, architectures) if (rule := by_kind.get(Kind.INCONSISTENCY)) else (NEVER, NEVER)),
         *(contrary_bounds(rule.threshold, architectures) if (rule := by_kind.get(Kind.DISAGREEMENT)) else (NEVER, NEVER)),
     )
-    some = every = mean = (0, 0)
+    some = one = every = mean = (0, 0)
     if (rule := by_kind.get(Kind.UNCERTAINTY)) and rule.table is not None:
         some = band(rule.table, rule.threshold * float(1 - SLACK))
+        one = band(rule.table, architectures * rule.threshold * float(1 + SLACK))
         every = band(rule.table, rule.threshold * float(1 + SLACK))
     if rule := by_kind.get(Kind.PREDICTIVE_ENTROPY):
         mean = band(mean_entropies(architectures), rule.threshold)
-    return Limits(*values, *some, *every, *mean)
+    return Limits(*values, *some, *one, *every, *mean)
 
 
 def sum_bounds(threshold: float, architectures: int) -> tuple[int, int]:
