@@ -5,7 +5,17 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from atlas_ray.attention.rules import NO_TIE, band, byte_above, contrary_bounds, one_term_entropies, spread_bounds, sum_bounds
+from atlas_ray.attention.criteria import Uncertainty
+from atlas_ray.attention.rules import (
+    NO_TIE,
+    band,
+    byte_above,
+    contrary_bounds,
+    limits,
+    one_term_entropies,
+    spread_bounds,
+    sum_bounds,
+)
 
 
 def every_combination(architectures: int, step: int) -> np.ndarray:
@@ -41,6 +51,13 @@ def test_bounds_of_three_architectures_by_hand():
     assert sum_bounds(0.5, 2) == (255, 255)
     assert byte_above(0.5) == 127
     assert band(one_term_entropies(), 0.05) == (3, 239)  # 0.0111 < p < 0.9487
+
+
+def test_how_many_architectures_make_a_voxel_uncertain_by_hand():
+    """Of three, the mean of levels n / 255 exceeds 0.05 where they add up to 39; a byte of 3..241 has level 13 or more."""
+    bounds = limits([Uncertainty().rule()], 3, label_threshold=0.5)
+    assert (bounds.some_from, bounds.some_count) == (bounds.all_from, bounds.all_count) == (3, 239)
+    assert (bounds.one_from, bounds.one_count) == (14, 199)  # -14 ln(14 / 255) = 40.6 and -212 ln(212 / 255) = 39.2
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.1, 0.4])
