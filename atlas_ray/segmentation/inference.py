@@ -162,6 +162,8 @@ def _predict(
     """bytes_MKXYZ over the whole volume, predicted inside the region."""
     import torch
 
+    from atlas_ray.segmentation.memory import give_back
+
     x, y, z = region.box
     image = image_XYZ[region.box]
     result: _Bytes | None = None
@@ -175,6 +177,7 @@ def _predict(
             made = logits_KXYZ.sigmoid_().mul_(255).add_(0.5).to(torch.uint8)  # truncates: rounds
             torch.from_numpy(result.array_MKXYZ[m, :, x, y, done]).copy_(made)
             result.release()
+        give_back()  # or every member's feature maps would stay, gigabytes together
     assert result is not None  # there is always a member
     return result.array_MKXYZ
 
