@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -125,7 +126,9 @@ def ask(app: FastAPI, asked: Iterable[tuple[str, str]], headers: dict[str, str] 
     async def every() -> list[Answer]:
         return [await one(method, path) for method, path in asked]
 
-    return asyncio.run(every())
+    # A loop of its own in a thread of its own: Playwright's still runs in this one when browser tests came before.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, every()).result()
 
 
 # --- strangers ---
