@@ -13,15 +13,19 @@ import numpy as np
 BLOCK = 16  # slices
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled on first use; kept beside the source or in the user's cache, or only in memory where neither can be written."""
+def compiled(function: Callable[..., Any], *, fastmath: bool | set[str] = False) -> Callable[..., Any]:
+    """Compiled on first use; kept beside the source or in the user's cache, or only in memory where neither can be written.
+
+    Args:
+        fastmath: which liberties the compiler may take with floating point (numba's names); none where bits count.
+    """
     try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)(function)
     except RuntimeError:
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        return numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
 
 
-@_compiled
+@compiled
 def resample_volume(source_ZYX: Any, result_XYZ: Any, first: Any, weights: Any, low: Any, high: Any, rounded: bool) -> None:
     """Linear resampling of a whole volume, y first, then x, then z; only a few slices are ever held in float32.
 
@@ -70,7 +74,7 @@ def resample_volume(source_ZYX: Any, result_XYZ: Any, first: Any, weights: Any, 
                     result_XYZ[x, y, z] = block[z - start, y, x]
 
 
-@_compiled
+@compiled
 def _mix_lines(plane_YX: Any, first: int, weights: Any, row: Any, low: Any, high: Any) -> None:
     """row[x] = sum over t of weights[t] * plane[first + t, x]."""
     row[:] = 0
@@ -80,7 +84,7 @@ def _mix_lines(plane_YX: Any, first: int, weights: Any, row: Any, low: Any, high
             row[x] += weight * np.float32(min(max(line[x], low), high))
 
 
-@_compiled
+@compiled
 def box_above(bytes_ZYX: Any, limit: int) -> Any:
     """First and one past the last index per axis, int64 [2, 3], of the voxels above a limit; zeros where there is none."""
     Z, Y, X = bytes_ZYX.shape
@@ -107,7 +111,7 @@ def box_above(bytes_ZYX: Any, limit: int) -> Any:
     return box
 
 
-@_compiled
+@compiled
 def interpolate_bytes(bytes_ZYX: Any, box: Any, first: Any, weights: Any, start: int, result_XYZ: Any) -> None:
     """Linear interpolation of one organ's bytes onto a slab of the image's grid, z first, then y, then x; rounded, halves up.
 
@@ -160,7 +164,7 @@ def interpolate_bytes(bytes_ZYX: Any, box: Any, first: Any, weights: Any, start:
                     target[z] = np.uint8(mixed[z] + np.float32(0.5))
 
 
-@_compiled
+@compiled
 def nearest_words(words_ZYX: Any, nearest: Any, result_XYZ: Any) -> None:
     """The word of the nearest voxel for every voxel of a slab of the image's grid.
 
@@ -189,7 +193,7 @@ def nearest_words(words_ZYX: Any, nearest: Any, result_XYZ: Any) -> None:
                     target[z] = source[nearest_z[z]]
 
 
-@_compiled
+@compiled
 def _turned_part(bytes_ZYX: Any, box: Any, low_z: int, high_z: int) -> Any:
     """The box's slices low_z..high_z, uint8 [X, Y, Z] with z fastest; only what is not zero is moved."""
     low_y, high_y, low_x, high_x = box[0, 1], box[1, 1], box[0, 2], box[1, 2]
@@ -203,7 +207,7 @@ def _turned_part(bytes_ZYX: Any, box: Any, low_z: int, high_z: int) -> Any:
     return part
 
 
-@_compiled
+@compiled
 def _mix_z(part_YZ: Any, low_z: int, first_z: Any, weights_z: Any, start: int, lines: Any, has_line: Any) -> None:
     """One x of the networks' grid at the slab's slices; only lines that hold something."""
     count, Z = lines.shape
@@ -224,7 +228,7 @@ def _mix_z(part_YZ: Any, low_z: int, first_z: Any, weights_z: Any, start: int, l
                 line[z] = total
 
 
-@_compiled
+@compiled
 def _mix_y(lines: Any, has_line: Any, low_y: int, first_y: Any, weights_y: Any, plane_YZ: Any, has_row: Any) -> None:
     Y, Z = plane_YZ.shape
     for y in range(Y):
@@ -245,7 +249,7 @@ def _mix_y(lines: Any, has_line: Any, low_y: int, first_y: Any, weights_y: Any, 
         has_row[y] = used
 
 
-@_compiled
+@compiled
 def mark_dilated(parts_ZYX: Any, part: int, corner: Any, bit: int, words_ZYX: Any) -> None:
     """Set a bit in the 3x3x3 cube around every voxel of a component, run by run along x.
 
@@ -273,7 +277,7 @@ def mark_dilated(parts_ZYX: Any, part: int, corner: Any, bit: int, words_ZYX: An
                         words_ZYX[i, j, max(0, corner[2] + begin - 1) : min(X, corner[2] + x + 1)] |= flag
 
 
-@_compiled
+@compiled
 def count_parts(parts: Any, values: Any, count: int) -> Any:
     """Voxels of every component, and the value each stands on: int64 [count + 1] each. Flat arrays of the same voxels."""
     sizes, of = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
@@ -283,7 +287,7 @@ def count_parts(parts: Any, values: Any, count: int) -> Any:
     return sizes, of
 
 
-@_compiled
+@compiled
 def erase_parts(values: Any, parts: Any, keep: Any) -> None:
     """Set to 0 what stands on a component that is not kept; flat arrays."""
     for i in range(parts.size):

@@ -18,11 +18,10 @@ Axes: M architectures, K organs, X Y Z voxels, W words of 64 voxels along Z, C c
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -31,6 +30,7 @@ from numba.extending import intrinsic as numba_intrinsic
 
 from atlas_ray.attention.rules import BYTE, Kind, Limits, Rule, byte_above, byte_entropies, limits, mean_entropies
 from atlas_ray.attention.sparse import GridAttention, OrganAttention
+from atlas_ray.loops import compiled
 from atlas_ray.organs import Organs
 from atlas_ray.schema import IntTriple
 
@@ -107,14 +107,6 @@ class Plan(NamedTuple):
 
 
 intrinsic: Any = numba_intrinsic  # what it makes is called without the typing context, which its annotation does not say
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile on first use; kept beside the source or in the user's cache, and only in memory where neither can be written."""
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:
-        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 # --- vector operations that Python has no words for ----------------------------------------------------------------------------
@@ -269,7 +261,7 @@ def _survey(typing_context: Any, array: Any, index: Any, stride: Any, count: Any
 # --- the voxels between the bounds, as numpy computes them ---------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def _byte(m, k, place, grid, counted):
     """An architecture's byte for organ k; 0 where `counted` and it does not count. place: the voxel's flat position."""
     N = grid.X * grid.Y * grid.Z
@@ -278,7 +270,7 @@ def _byte(m, k, place, grid, counted):
     return int(grid.values[(m * grid.K + k) * N + place])
 
 
-@_compiled
+@compiled
 def _settled_means(unsure, k, place, grid, counted, table, threshold):
     """Voxels of a tile where numpy.mean of table[bytes] over architectures exceeds the threshold."""
     fired = NOTHING
@@ -292,7 +284,7 @@ def _settled_means(unsure, k, place, grid, counted, table, threshold):
     return fired
 
 
-@_compiled
+@compiled
 def _settled_deviations(unsure, k, place, grid, counted, threshold):
     """The same of numpy.std of bytes / 255."""
     fired = NOTHING
@@ -310,7 +302,7 @@ def _settled_deviations(unsure, k, place, grid, counted, threshold):
     return fired
 
 
-@_compiled
+@compiled
 def _settled_disagreements(unsure, k, place, grid, plan, threshold):
     """The same of the entropy of the mean less the mean of the entropies."""
     fired = NOTHING
@@ -329,7 +321,7 @@ def _settled_disagreements(unsure, k, place, grid, plan, threshold):
 # --- survey ----------------------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def _all_zero(values, start, length):
     words = length // 8
     seen = NOTHING
@@ -340,7 +332,7 @@ def _all_zero(values, start, length):
     return seen == NOTHING
 
 
-@_compiled
+@compiled
 def _inner_words(grid, count):
     """Per word of a z row the voxels that results are wanted for."""
     words = np.zeros(count, np.uint64)
@@ -349,7 +341,7 @@ def _inner_words(grid, count):
     return words
 
 
-@_compiled
+@compiled
 def survey_planes(first, last, grid, plan, fired_CKXYW, edges_CKX2, label_XYZ, own_MXYZ, voxels_K):
     """Look at every byte of the planes first..last of x.
 
@@ -394,7 +386,7 @@ def survey_planes(first, last, grid, plan, fired_CKXYW, edges_CKX2, label_XYZ, o
                 own_MXYZ[m, x, y] = plane_LYZ[1 + m, row]
 
 
-@_compiled
+@compiled
 def _survey_tile(x, y, w, k, grid, plan, inner, fired_CKXYW, edges_CKX2, plane_LYZ, taken_LYW, voxels_K, counted):
     """One organ in 64 voxels."""
     values, M, N = grid.values, grid.M, grid.X * grid.Y * grid.Z
@@ -460,7 +452,7 @@ def _survey_tile(x, y, w, k, grid, plan, inner, fired_CKXYW, edges_CKX2, plane_L
             _labeled(word, k, place, y, w, m, m + 1, grid, plan, NOTHING, plane_LYZ[1 + m], taken_LYW[1 + m], voxels_K)
 
 
-@_compiled
+@compiled
 def _labeled(word, k, place, y, w, first, last, grid, plan, inner, plane_YZ, taken_YW, voxels_K):
     """Paint organ k where it exceeds the threshold in the architectures first..last and no other organ is as probable.
 
@@ -488,7 +480,7 @@ def _labeled(word, k, place, y, w, first, last, grid, plan, inner, plane_YZ, tak
 # --- opening ---------------------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def open_bits(bits_XYW, box, steps, spare):
     """Opening by a box of 2 * steps + 1 voxels, in place. Outside the array counts as not set.
 
@@ -520,7 +512,7 @@ def open_bits(bits_XYW, box, steps, spare):
                 bits_XYW[x_0 + x, y_0 + y, w] = a[(x * ny + y) * W + w]
 
 
-@_compiled
+@compiled
 def _erode_rows(words, W):
     """A bit stays where both neighbors in its row of W words are set."""
     top, one = np.uint64(TILE - 1), ONE
@@ -533,7 +525,7 @@ def _erode_rows(words, W):
             before = word
 
 
-@_compiled
+@compiled
 def _dilate_rows(words, W):
     top, one = np.uint64(TILE - 1), ONE
     for start in range(0, len(words), W):
@@ -545,7 +537,7 @@ def _dilate_rows(words, W):
             before = word
 
 
-@_compiled
+@compiled
 def _eroded(a, b, parts, length, step, count):
     """AND of each word with its neighbors up to `count` steps away, in each of `parts` stretches of `length` words.
 
@@ -566,7 +558,7 @@ def _eroded(a, b, parts, length, step, count):
     return b, a
 
 
-@_compiled
+@compiled
 def _dilated(a, b, parts, length, step, count):
     """OR of each word with its neighbors up to `count` steps away; as `_eroded`."""
     if count == 0:
@@ -583,7 +575,7 @@ def _dilated(a, b, parts, length, step, count):
 # --- emit ------------------------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def contested_bits(k, box, claims_KXYW, partners, contested_XYW):
     """Set the words of a box where organ k and at least one partner claim the voxel."""
     x_0, x_1, y_0, y_1 = box
@@ -598,7 +590,7 @@ def contested_bits(k, box, claims_KXYW, partners, contested_XYW):
                 contested_XYW[x - x_0, y - y_0, w] = mine & others
 
 
-@_compiled
+@compiled
 def emit(k, box, grid, plan, fired_CKXYW, contested_XYW):
     """Voxels with attention in the inner slices: place in the grid of inner slices (C order), bits and heat, and the box around.
 
@@ -677,7 +669,7 @@ def emit(k, box, grid, plan, fired_CKXYW, contested_XYW):
     return places_N, bits_N, heat_N, around
 
 
-@_compiled
+@compiled
 def _heat(count, raw, counted, bits_N, plan, heat_N):
     """Heat of `count` voxels whose bytes stand in [M, count]."""
     M = len(raw)
@@ -715,7 +707,7 @@ def _heat(count, raw, counted, bits_N, plan, heat_N):
                 heat_N[n] = max(heat_N[n], a[n] / maximum if bits_N[n] & bit else 0.0)
 
 
-@_compiled
+@compiled
 def _means(count, source, table, mean):
     mean[:count] = 0.0
     for m in range(len(source)):
@@ -725,7 +717,7 @@ def _means(count, source, table, mean):
         mean[n] /= len(source)
 
 
-@_compiled
+@compiled
 def _deviations(count, source, deviation, mean):
     """numpy.std over the first axis of bytes / 255."""
     mean[:count] = 0.0
@@ -746,7 +738,7 @@ def _deviations(count, source, deviation, mean):
 # --- components ------------------------------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def places_in(box, shape, places_N):
     """Flat positions in a box of voxels that are given by their flat positions in the volume."""
     (x_0, _), (y_0, y_1), (z_0, z_1) = box
@@ -762,7 +754,7 @@ def places_in(box, shape, places_N):
     return result_N
 
 
-@_compiled
+@compiled
 def measured(label_N, count, shape, places_N, bits_N, heat_N):
     """Of each component 1..count: voxels, spans (first and one past last of x, y, z), place of the first voxel of the highest heat
     in C order, sum of heat, and voxels per criterion."""

@@ -8,7 +8,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -294,22 +294,23 @@ class _Loop:
     def _validate(self, done: int) -> None:
         if self.rank or not self.plan.validation:
             return
-        dices = [self._case_dice(case) for case in self.plan.validation]
+        self.bare.eval()
+        settings = self.plan.inference.model_copy(update={"coarse": None, "compile": False})  # nobody to look first, few cases
+        member = settings.prepare(self.bare, device=self.device)
+        dices = [self._case_dice(case, member, settings) for case in self.plan.validation]
         rows = mean_organ_dice(dices, self.plan.organs)
         mean = mean_over_organs(rows)
         _tell(self.plan, f"step {done}  validation Dice {mean or 0.0:.3f}")
         if self.run_log is not None:
             self.run_log.metrics({"validation/mean": mean, **{f"validation/{r.organ}": r.dice for r in rows}}, step=done)
 
-    def _case_dice(self, case: TrainingCase) -> dict[str, float | None]:
+    def _case_dice(self, case: TrainingCase, member: Callable[..., Any], settings: Inference) -> dict[str, float | None]:
         """Dice at the networks' spacing of the organs this case has ground truth for."""
         import torch
 
         cached = _open(case, self.plan.organs)
-        self.bare.eval()
-        settings = self.plan.inference.model_copy(update={"coarse": None, "compile": False})  # nobody to look first, one case
         predicted = predict_ensemble(
-            {self.plan.architecture.architecture: settings.prepare(self.bare, device=self.device)},
+            {self.plan.architecture.architecture: member},
             cached.image[:],
             settings,
             window_hu=self.plan.preprocessing.window_hu,

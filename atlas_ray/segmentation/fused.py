@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from atlas_ray.loops import compiled
 from atlas_ray.schema import IntTriple
 from atlas_ray.segmentation import winograd
 from atlas_ray.segmentation.memory import empty
@@ -27,7 +27,7 @@ from atlas_ray.segmentation.winograd import Floats, Source, share
 COLUMN_BYTES = 4 << 20  # of columns written for one matrix product
 SMALLEST_GRID = 12  # voxels per axis from which Winograd's weights, eight times as large, are worth reading
 
-_compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
+_compiled: Callable[..., Any] = partial(compiled, fastmath=winograd.FASTMATH)
 
 
 @dataclass(frozen=True)

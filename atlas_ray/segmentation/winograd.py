@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from atlas_ray.loops import compiled
 from atlas_ray.schema import IntTriple
 from atlas_ray.segmentation.memory import empty
 
@@ -40,8 +41,9 @@ _NEAR, _FAR = np.float32(2**-0.5), np.float32(2**0.5)
 _NEAR2, _FAR2, _SUM2 = np.float32(0.5), np.float32(2), np.float32(2.5)
 _NEAR3, _FAR3 = np.float32(2**-1.5), np.float32(2**1.5)
 
-_compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
-_inlined: Callable[..., Any] = numba.njit(inline="always", fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
+FASTMATH = {"contract", "nsz", "reassoc"}
+_compiled: Callable[..., Any] = partial(compiled, fastmath=FASTMATH)
+_inlined: Callable[..., Any] = numba.njit(inline="always", fastmath=FASTMATH, error_model="numpy")
 
 
 @dataclass(frozen=True)
