@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from atlas_ray.annotation.database import sqlite_url
 from atlas_ray.annotation.queue import Annotation
 from atlas_ray.attention.criteria import Attention, PhysicalAttention
 from atlas_ray.data.ingest import IngestChecks
@@ -127,6 +128,11 @@ class Campaign(Schema):
 
     def load_organs(self) -> Organs:
         return load_organs(self.organs)
+
+    @property
+    def database_url(self) -> str:
+        """Of the annotation database: configured, or a SQLite file in the workspace."""
+        return self.annotation.database or sqlite_url(self.open_workspace().annotation_db)
 
     @property
     def tracking_uri(self) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, get_args
 
-from atlas_ray import steps
 from atlas_ray.annotation.database import open_database
 from atlas_ray.annotation.drafts import read_provenance
 from atlas_ray.annotation.oracle import OracleAnnotator
@@ -24,8 +23,14 @@ from atlas_ray.prioritization.effort import Budget
 from atlas_ray.prioritization.stopping import RoundOutcome, StopDecision
 from atlas_ray.records import RoundRecord
 from atlas_ray.schema import Schema
-from atlas_ray.steps import Evaluation
-from atlas_ray.workspace import file_sha256, write_atomically
+from atlas_ray.steps.annotate import AnnotationProgress, annotate_step, annotation_metrics, annotation_progress
+from atlas_ray.steps.evaluate import Evaluation, evaluate_step, evaluation_metrics
+from atlas_ray.steps.ingest import ingest_step
+from atlas_ray.steps.merge import merge_step
+from atlas_ray.steps.predict import predict_step, to_predict
+from atlas_ray.steps.prioritize import prioritize_step
+from atlas_ray.steps.train import train_step
+from atlas_ray.workspace import file_sha256, now, write_atomically
 
 log = logging.getLogger(__name__)
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -46,7 +51,7 @@ class RoundResult(Schema):
     waiting: bool
     skipped: tuple[str, ...]
     budget: Budget
-    annotation: steps.AnnotationProgress
+    annotation: AnnotationProgress
     before: Evaluation | None = None
     after: Evaluation | None = None
     stop: StopDecision | None = None
@@ -77,22 +82,22 @@ class _Round:
 
     def go(self) -> RoundResult:
         campaign, r = self.campaign, self.index
-        report = steps.ingest_step(campaign)
+        report = ingest_step(campaign)
         new = len(report.cases) - len(report.skipped)
         log.info("ingest: %d cases (%d new), %d quarantined", len(report.cases), new, len(report.quarantined))
         self._once("train", lambda: self._train(r))
         self._once("predict", lambda: self._predict(r, ("train", "pool", "holdout")))
         self._once("evaluate", lambda: self._evaluate(r))
-        if not steps.to_predict(campaign, ("train", "pool")):
+        if not to_predict(campaign, ("train", "pool")):
             log.info("every case is fully labeled: there is nothing to annotate")
             return self._result(campaign.effort.budget([]), self._annotation(), waiting=False)
-        self._once("prioritize", lambda: steps.prioritize_step(campaign, r))
+        self._once("prioritize", lambda: prioritize_step(campaign, r))
         budget = Budget.model_validate_json(self.workspace.budget(r).read_bytes())
         self._once("annotate", lambda: self._annotate(budget), finished=lambda: self._annotation().complete)
         annotation = self._annotation()
         if not annotation.complete:
             return self._result(budget, annotation, waiting=True)
-        self._once("merge", lambda: steps.merge_step(campaign, r))
+        self._once("merge", lambda: merge_step(campaign, r))
         self._once("finetune", lambda: self._train(r + 1))
         self._once("check", lambda: self._check())
         return self._result(budget, annotation, waiting=False)
@@ -105,33 +110,33 @@ class _Round:
         log.info("round %d, %s: starting", self.index, step)
         work()
         if finished():
-            self.workspace.finish_step(self.index, step, steps.now())
+            self.workspace.finish_step(self.index, step, now())
 
     def _train(self, round_index: int) -> None:
         verb = "train" if round_index == 0 else "fine-tune"
         with self.bar(f"{verb} networks of round {round_index}", len(self.campaign.architectures)) as advance:
-            steps.train_step(self.campaign, round_index, progress=advance)
+            train_step(self.campaign, round_index, progress=advance)
 
     def _predict(self, round_index: int, splits: tuple[Literal["train", "pool", "holdout"], ...]) -> None:
-        total = len(steps.to_predict(self.campaign, splits))
+        total = len(to_predict(self.campaign, splits))
         with self.bar(f"predict round {round_index}", total) as advance:
-            steps.predict_step(self.campaign, round_index, splits=splits, progress=lambda row: advance())
+            predict_step(self.campaign, round_index, splits=splits, progress=lambda row: advance())
 
     def _annotate(self, budget: Budget) -> None:
         with self.bar("annotate", budget.cases) as advance:
-            steps.annotate_step(self.campaign, self.index, progress=advance)
+            annotate_step(self.campaign, self.index, progress=advance)
 
-    def _annotation(self) -> steps.AnnotationProgress:
-        with open_database(steps.database_url(self.campaign)) as database:
+    def _annotation(self) -> AnnotationProgress:
+        with open_database(self.campaign.database_url) as database:
             share = self.campaign.annotation.second_reader_share
-            return steps.annotation_progress(Queue(database), Revisions(database), self.index, second_reader_share=share)
+            return annotation_progress(Queue(database), Revisions(database), self.index, second_reader_share=share)
 
     def _has_holdout(self) -> bool:
         return any(c.split == "holdout" and self.workspace.truth(c.case_id).exists() for c in self.workspace.cases())
 
     def _evaluate(self, round_index: int) -> None:
         if self._has_holdout():
-            steps.evaluate_step(self.campaign, round_index)
+            evaluate_step(self.campaign, round_index)
 
     def _check(self) -> None:
         """The fine-tuned networks on the holdout, to be seen beside those the round started with."""
@@ -143,7 +148,7 @@ class _Round:
         path = self.workspace.evaluation(round_index)
         return Evaluation.model_validate_json(path.read_bytes()) if path.exists() else None
 
-    def _result(self, budget: Budget, annotation: steps.AnnotationProgress, *, waiting: bool) -> RoundResult:
+    def _result(self, budget: Budget, annotation: AnnotationProgress, *, waiting: bool) -> RoundResult:
         before, after = self._evaluation(self.index), None if waiting else self._evaluation(self.index + 1)
         stop = None if waiting else self.campaign.stop.met(self._outcome(budget))
         result = RoundResult(
@@ -177,8 +182,8 @@ class _Round:
         )
         write_atomically(self.workspace.record(self.index), record.model_dump_json(indent=2))
         if before is not None:
-            self.run.metrics(steps.evaluation_metrics(before), step=self.index)
-        self.run.metrics(steps.annotation_metrics(result.annotation), step=self.index)
+            self.run.metrics(evaluation_metrics(before), step=self.index)
+        self.run.metrics(annotation_metrics(result.annotation), step=self.index)
         if result.after is not None:
             self.run.metrics({"dice_after/mean": result.after.mean_dice}, step=self.index)
         for path in (
@@ -196,7 +201,7 @@ class _Round:
         if not budget.case_ids:
             return RoundOutcome(rounds=self.index + 1, top_case=None)
         top = budget.case_ids[0]
-        with open_database(steps.database_url(self.campaign)) as database:
+        with open_database(self.campaign.database_url) as database:
             item = Queue(database).item((self.index, top))
             edits = Revisions(database).edits(self.index, top)
         provenance = read_provenance(self.workspace, self.index, top) if item.state == "submitted" else None

@@ -183,6 +183,11 @@ def read_volume(path: str | Path, *, series_uid: str | None = None) -> Volume:
         raise CaseError(f"{path} cannot be read: {error or type(error).__name__}") from error
 
 
+def read_labels(path: str | Path) -> npt.NDArray[np.uint8]:
+    """The voxels of a label map, as it lies. Raises CaseError as `read_volume` does."""
+    return np.asarray(read_volume(path).voxels, np.uint8)
+
+
 def _read_header(path: Path, stream: io.BufferedIOBase) -> Any:
     """The NIfTI header and its extensions; the stream is left at the first voxel."""
     head = stream.read(min(NIFTI_KINDS))

@@ -32,6 +32,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,6 +43,11 @@ from atlas_ray.records import AttentionComponent, Case, CaseScores, Quarantined
 from atlas_ray.schema import Schema
 
 Record = TypeVar("Record", bound=Schema)
+
+
+def now() -> str:
+    """ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def file_sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from atlas_ray.config import Campaign, load_config
 from atlas_ray.organs import CONFIGS
 from atlas_ray.segmentation.architectures import start_from_prior
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
-from atlas_ray.steps import ingest_step
+from atlas_ray.steps.ingest import ingest_step
 
 SOURCES = [
     {

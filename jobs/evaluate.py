@@ -10,7 +10,7 @@ import typer
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, run
 from atlas_ray.records import Split
-from atlas_ray.steps import evaluate_step
+from atlas_ray.steps.evaluate import evaluate_step
 
 EvaluatedSplit = Annotated[Split, typer.Option("--split", help="Which split's predictions to compare with their reference.")]
 

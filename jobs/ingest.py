@@ -6,7 +6,7 @@ python -m jobs.ingest CONFIG [--set key=value] [--dry-run]
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.data.ingest import collect
 from atlas_ray.job import ConfigArgument, DryRunOption, SetOption, open_campaign, print_table, run
-from atlas_ray.steps import ingest_step
+from atlas_ray.steps.ingest import ingest_step
 
 
 def main(config: ConfigArgument, set_: SetOption = None, dry_run: DryRunOption = False) -> None:

@@ -8,7 +8,8 @@ from atlas_ray.annotation.queue import Queue
 from atlas_ray.annotation.review import to_merge
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, run
-from atlas_ray.steps import QUEUE_LABELS, database_url, merge_step
+from atlas_ray.steps.merge import merge_step
+from atlas_ray.steps.prioritize import QUEUE_LABELS
 
 
 def main(config: ConfigArgument, round_: RoundOption = 0, set_: SetOption = None, dry_run: DryRunOption = False) -> None:
@@ -19,7 +20,7 @@ def main(config: ConfigArgument, round_: RoundOption = 0, set_: SetOption = None
     if not is_queued:  # opening the database would make an empty one
         raise WorkspaceError(f"round {round_} has no queue; run `python -m jobs.prioritize {config} --round {round_}` first")
     if dry_run:
-        with open_database(database_url(campaign)) as database:
+        with open_database(campaign.database_url) as database:
             items = Queue(database).items(round_)
         merged = {i.item_id for i in to_merge(items, second_reader_share=campaign.annotation.second_reader_share)}
         rows = [(i.case_id, i.reading, i.state, i.review or "", i.user, "yes" if i.item_id in merged else "") for i in items]

@@ -17,7 +17,7 @@ from atlas_ray.job import (
     progress,
     run,
 )
-from atlas_ray.steps import predict_step, to_predict
+from atlas_ray.steps.predict import predict_step, to_predict
 
 
 def main(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, run
-from atlas_ray.steps import labels_to_review, prioritize_step, queue_labels_step, round_scores
+from atlas_ray.steps.prioritize import labels_to_review, prioritize_step, queue_labels_step, round_scores
 
 
 def main(

@@ -5,7 +5,7 @@ python -m jobs.train CONFIG [--round N] [--set key=value] [--dry-run]
 
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, progress, run
-from atlas_ray.steps import labeled_cases, train_step
+from atlas_ray.steps.train import labeled_cases, train_step
 
 
 def main(config: ConfigArgument, round_: RoundOption = 0, set_: SetOption = None, dry_run: DryRunOption = False) -> None:

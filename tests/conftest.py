@@ -53,6 +53,15 @@ def ray_session() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def in_this_process() -> Iterator[None]:
+    """Steps run their cases here, one after the other: for tests of what a step does, not of how Ray spreads it."""
+    from atlas_ray.cluster.session import in_process
+
+    with in_process():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fresh_data_context() -> Iterator[None]:
     """What one test sets in Ray Data's context must not reach the next."""

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atlas_ray.cluster.finishing import finish
+from atlas_ray.cluster.session import runs_in_process
 from atlas_ray.cluster.timing import StageTimes, Stopwatch, peak_mb
 from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import to_network_grid
@@ -115,6 +116,12 @@ def _finished(workspace: Workspace, round_index: int, case_id: str, shas: dict[s
 
 
 def _stream(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Iterator[Row]:
+    items = [{"case_id": case.case_id, "case": case.model_dump_json()} for case in cases]
+    plan: dict[str, Any] = {"campaign_json": campaign.model_dump_json(), "round_index": round_index}
+    if runs_in_process():
+        ensemble = Ensemble(**plan)
+        yield from (finish_case(ensemble(read_case(item, **plan)), **plan) for item in items)
+        return
     import ray.data
 
     cluster = campaign.cluster
@@ -124,27 +131,25 @@ def _stream(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Iter
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context.enable_progress_bars = False
-    items = [{"case_id": case.case_id, "case": case.model_dump_json()} for case in cases]
-    plan = campaign.model_dump_json()
     # Different CPU requests keep Ray Data from fusing the three operators into one process (reference: ray.md 0.6).
     rows = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map(
             read_case,
-            fn_kwargs={"campaign_json": plan, "round_index": round_index},
+            fn_kwargs=plan,
             num_cpus=0.5,
             memory=cluster.task_memory_gb * GIB,
         )
         .map(
             Ensemble,
-            fn_constructor_kwargs={"campaign_json": plan, "round_index": round_index},
+            fn_constructor_kwargs=plan,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=cluster.actors, max_tasks_in_flight_per_actor=2),
             num_cpus=1,
             num_gpus=cluster.gpus_per_actor if cluster.use_gpu else 0,
         )
         .map(
             finish_case,
-            fn_kwargs={"campaign_json": plan, "round_index": round_index},
+            fn_kwargs=plan,
             num_cpus=1,
             num_gpus=cluster.gpus_per_task,
             memory=cluster.task_memory_gb * GIB,

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -12,11 +13,31 @@ QUIET = {
 }
 
 
+_without_ray = ContextVar("without_ray", default=False)
+
+
+@contextmanager
+def in_process() -> Iterator[None]:
+    """Inside, cases go through the same functions one after the other, in this process and without Ray: for a few small ones."""
+    token = _without_ray.set(True)
+    try:
+        yield
+    finally:
+        _without_ray.reset(token)
+
+
+def runs_in_process() -> bool:
+    return _without_ray.get()
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one on this machine and stop it afterwards."""
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
+    if runs_in_process():
+        yield
+        return
     import ray
 
     if ray.is_initialized():

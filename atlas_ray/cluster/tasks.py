@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from atlas_ray.cluster.session import runs_in_process
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -16,6 +18,9 @@ def map_cases(function: Callable[[Item], Result], items: Iterable[Item], *, num_
         items: small and picklable.
         num_cpus: each task's request.
     """
+    if runs_in_process():
+        yield from map(function, items)
+        return
     import ray
 
     task: Any = ray.remote(num_cpus=num_cpus)(_call)

@@ -1,8 +1,8 @@
 """The curve from which the paper reads its budget (figure 3a), drawn."""
 
-import io
 from collections.abc import Sequence
 
+from atlas_ray.figures import figure, png
 from atlas_ray.prioritization.effort import Budget
 from atlas_ray.prioritization.strategies import RankedCase
 
@@ -15,26 +15,19 @@ def attention_curve(ranked: Sequence[RankedCase], budget: Budget, *, score_label
     Args:
         score_label: the strategy's score and its unit, for the vertical axis.
     """
-    # No pyplot: it keeps every figure alive and picks a display; a bare Figure draws with Agg.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    places = range(1, len(ranked) + 1)
-    values = [case.score for case in ranked]
-    revised = set(budget.case_ids)
-    colors = [ORANGE if case.case_id in revised else BLUE for case in ranked]
-    axes.plot(places, values, color=GRAY, linewidth=1, zorder=1)
-    axes.scatter(places, values, c=colors, s=14, zorder=2)
-    text = f"{budget.cases} of {budget.of_cases} cases ({budget.share:.1%}), {budget.minutes:g} min"
-    axes.axvline(budget.cases + 0.5, color=ORANGE, linestyle="--", label=f"to revise: {text}")
-    if budget.knee:
-        axes.axvline(budget.knee + 0.5, color=GRAY, linestyle=":", label=f"knee after {budget.knee}")
-    axes.set_xlabel("Case, in order of priority")
-    axes.set_ylabel(score_label)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+    with figure(7, 4) as (drawn, axes):
+        places = range(1, len(ranked) + 1)
+        values = [case.score for case in ranked]
+        revised = set(budget.case_ids)
+        colors = [ORANGE if case.case_id in revised else BLUE for case in ranked]
+        axes.plot(places, values, color=GRAY, linewidth=1, zorder=1)
+        axes.scatter(places, values, c=colors, s=14, zorder=2)
+        text = f"{budget.cases} of {budget.of_cases} cases ({budget.share:.1%}), {budget.minutes:g} min"
+        axes.axvline(budget.cases + 0.5, color=ORANGE, linestyle="--", label=f"to revise: {text}")
+        if budget.knee:
+            axes.axvline(budget.knee + 0.5, color=GRAY, linestyle=":", label=f"knee after {budget.knee}")
+        axes.set_xlabel("Case, in order of priority")
+        axes.set_ylabel(score_label)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+    return png(drawn)

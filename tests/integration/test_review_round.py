@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import yaml
 
-from atlas_ray import steps
 from atlas_ray.annotation.database import open_database
 from atlas_ray.annotation.drafts import read_provenance
 from atlas_ray.annotation.queue import Queue, QueueEntry
@@ -16,6 +15,9 @@ from atlas_ray.annotation.revisions import Revisions, TimeSpent
 from atlas_ray.config import Campaign
 from atlas_ray.organs import Organ, Organs
 from atlas_ray.records import Case
+from atlas_ray.steps.annotate import annotation_metrics, annotation_progress
+from atlas_ray.steps.merge import merge_step
+from atlas_ray.steps.prioritize import queue_labels_step
 from atlas_ray.volume import Volume, read_volume, write_volume
 from atlas_ray.workspace import write_lines
 from ui.store import newest_round
@@ -63,10 +65,10 @@ def voxels_of_one(campaign: Campaign, case_id: str) -> list[int]:
 
 def test_only_what_was_accepted_or_taken_is_merged(campaign: Campaign) -> None:
     warnings.simplefilter("ignore")  # mlflow's own on import
-    assert steps.queue_labels_step(campaign, 0) == 3
-    assert steps.queue_labels_step(campaign, 0) == 0
+    assert queue_labels_step(campaign, 0) == 3
+    assert queue_labels_step(campaign, 0) == 0
     assert newest_round(campaign.open_workspace()) == 0  # the app finds it although nothing is predicted
-    with open_database(steps.database_url(campaign)) as database:
+    with open_database(campaign.database_url) as database:
         queue, revisions = Queue(database), Revisions(database)
         entries = [QueueEntry(case_id="twice", reading=n, organs=("one",), rank=9) for n in (1, 2)]
         again = [QueueEntry(case_id=i.case_id, organs=i.organs, rank=i.rank) for i in queue.items(0) if i.case_id != "twice"]
@@ -83,18 +85,18 @@ def test_only_what_was_accepted_or_taken_is_merged(campaign: Campaign) -> None:
         revisions.judge(0, "twice", "one", 1, "fixed", user="anna")
         revisions.judge(0, "twice", "one", 2, "not_an_error", user="anna")
         revisions.judge(0, "twice", "one", 3, "accepted", user="anna")
-        assert steps.merge_step(campaign, 0) == 1  # "twice" is not decided
-        progress = steps.annotation_progress(queue, revisions, 0, second_reader_share=1.0)
+        assert merge_step(campaign, 0) == 1  # "twice" is not decided
+        progress = annotation_progress(queue, revisions, 0, second_reader_share=1.0)
         assert (progress.submitted, progress.open, progress.to_review, progress.reviewed) == (3, 1, 2, 1)
         assert not progress.complete
         assert progress.minutes_by_organ == {"one": 3.5}
         assert progress.minutes == 3
         assert progress.median_minutes == 1.0  # 0, 1 and 2
         assert progress.attention_precision == 0.5
-        metrics = steps.annotation_metrics(progress)
+        metrics = annotation_metrics(progress)
         assert (metrics["annotation/attention_precision"], metrics["annotation_minutes/one"]) == (0.5, 3.5)
         resolve(queue, 0, "twice", "rita", role="reviewer", reading=2)
-        assert steps.merge_step(campaign, 0) == 2
+        assert merge_step(campaign, 0) == 2
     assert voxels_of_one(campaign, "good") == [0, 6]
     assert voxels_of_one(campaign, "twice") == [0, 6, 24]  # ben's edit, not anna's
     good, twice = (read_provenance(campaign.open_workspace(), 0, case_id)["one"] for case_id in ("good", "twice"))

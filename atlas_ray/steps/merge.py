@@ -1,0 +1,56 @@
+"""Submitted revisions into annotations with provenance."""
+
+import numpy as np
+
+from atlas_ray.annotation.database import open_database
+from atlas_ray.annotation.drafts import (
+    original_label,
+    previous_annotation,
+    read_start,
+)
+from atlas_ray.annotation.merge import merge_case
+from atlas_ray.annotation.queue import Queue, WorkItem
+from atlas_ray.annotation.review import to_merge
+from atlas_ray.annotation.revisions import Revisions
+from atlas_ray.cluster.tracking import step_run
+from atlas_ray.config import Campaign
+from atlas_ray.organs import Organs
+from atlas_ray.volume import write_volume
+from atlas_ray.workspace import Workspace, write_atomically
+
+
+def merge_step(campaign: Campaign, round_index: int) -> int:
+    """Write the annotation of every submitted case that waits for no reviewer: draft plus its revisions, with provenance per organ.
+
+    Of a case that was read twice it is the reading that was taken. Returns how many.
+    """
+    workspace, organs = campaign.open_workspace(), campaign.load_organs()
+    with open_database(campaign.database_url) as database:
+        items = to_merge(Queue(database).items(round_index), second_reader_share=campaign.annotation.second_reader_share)
+        for item in items:
+            _merge_one(workspace, round_index, item, Revisions(database), organs)
+    with step_run(campaign, round_index, "merge") as run:
+        run.metrics({"merge/cases": len(items)}, step=round_index)
+    return len(items)
+
+
+def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions: Revisions, organs: Organs) -> None:
+    case = workspace.case(item.case_id)
+    pseudo = read_start(workspace, round_index, case)
+    is_predicted = workspace.scores(round_index, case.case_id).exists()
+    label, merged = merge_case(
+        np.asarray(pseudo.voxels, np.uint8),
+        organs,
+        case_id=case.case_id,
+        round_index=round_index,
+        original=original_label(workspace, case),
+        labeled_organs=case.labeled_organs,
+        previous=previous_annotation(workspace, case.case_id, before=round_index),
+        edits=revisions.edits(round_index, case.case_id, reading=item.reading),
+        reviewed=dict.fromkeys(item.organs, item.user or item.reviewer or "unknown"),
+        checkpoints=workspace.case_scores(round_index, case.case_id).checkpoints if is_predicted else None,
+    )
+    path = workspace.annotation(round_index, case.case_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(path, pseudo.with_voxels(label))
+    write_atomically(workspace.provenance(round_index, case.case_id), merged.model_dump_json(indent=2))

@@ -1,0 +1,164 @@
+"""Train (round 0) or fine-tune (later rounds) every architecture on what is known by then."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from atlas_ray import __version__
+from atlas_ray.annotation.drafts import (
+    latest_annotation,
+    read_provenance,
+)
+from atlas_ray.cluster import training
+from atlas_ray.cluster.tasks import map_cases
+from atlas_ray.cluster.tracking import step_run
+from atlas_ray.config import Campaign
+from atlas_ray.data.preprocess import Preprocessing, cache_key, write_cache
+from atlas_ray.exceptions import AtlasError, CaseError
+from atlas_ray.organs import Organs
+from atlas_ray.records import Case, Quarantined
+from atlas_ray.schema import Schema
+from atlas_ray.segmentation.checkpoints import Provenance as CheckpointProvenance
+from atlas_ray.workspace import Workspace, file_sha256, now
+
+log = logging.getLogger(__name__)
+KNOWN_SOURCES = ("original", "revised", "confirmed")  # what training may take as truth; "pseudo" only the networks have said
+Progress = Callable[[], None]
+
+
+def _nothing() -> None:
+    """No progress bar."""
+
+
+class LabeledCase(Schema):
+    """A case with the label training uses and the organs it may trust in it."""
+
+    case: Case
+    label: str
+    known_organs: tuple[str, ...]
+
+
+def labeled_cases(campaign: Campaign, round_index: int) -> list[LabeledCase]:
+    """What round `round_index`'s networks learn from: ground truth, and every annotation of an earlier round over it."""
+    workspace = campaign.open_workspace()
+    labeled = []
+    for case in workspace.cases():
+        if case.split == "holdout":
+            continue
+        latest = latest_annotation(workspace, case.case_id, before=round_index)
+        if latest is not None:
+            label = workspace.annotation(latest, case.case_id)
+            organs = read_provenance(workspace, latest, case.case_id).organs
+            known = tuple(entry.organ for entry in organs if entry.source in KNOWN_SOURCES)
+        else:
+            label, known = workspace.label(case.case_id), case.labeled_organs
+        if known:
+            labeled.append(LabeledCase(case=case, label=str(label), known_organs=known))
+    return labeled
+
+
+def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _nothing) -> list[Path]:
+    """Train (round 0) or fine-tune (later rounds) every architecture; finished checkpoints are kept."""
+    workspace, organs = campaign.open_workspace(), campaign.load_organs()
+    wanted = [(a, workspace.checkpoint(round_index, a.architecture)) for a in campaign.architectures]
+    if all(path.exists() for _, path in wanted):
+        return [path for _, path in wanted]
+    labeled = labeled_cases(campaign, round_index)
+    watched = [
+        LabeledCase(case=c, label=str(workspace.truth(c.case_id)), known_organs=organs.names)
+        for c in workspace.cases()
+        if c.split == "holdout" and workspace.truth(c.case_id).exists()
+    ]
+    section = campaign.training if round_index == 0 else campaign.finetuning
+    training_cases = _cached(campaign, organs, labeled)
+    validation = _cached(campaign, organs, watched[: section.validation_cases])
+    data_key = hashlib.sha256("".join(f"{c.folder}{c.known_organs}" for c in training_cases).encode()).hexdigest()[:16]
+    for architecture, path in wanted:
+        name = architecture.architecture
+        parent = None if round_index == 0 else workspace.checkpoint(round_index - 1, name)
+        if parent is not None and not parent.exists():
+            raise AtlasError(f"checkpoint {parent} is missing; train round {round_index - 1} first")
+        schedule = section.of(name)
+        with step_run(campaign, round_index, f"train-{name}", kind="train") as run:
+            plan = training.TrainingPlan(
+                name=f"{campaign.name}-r{round_index:03d}-{name}-{data_key}-{_hash(schedule, architecture, campaign.patches)}",
+                output=str(path),
+                parent=str(parent) if parent else None,
+                storage=str(workspace.train_storage),
+                organs=organs,
+                architecture=architecture,
+                schedule=schedule,
+                patches=campaign.patches,
+                preprocessing=campaign.preprocessing,
+                inference=campaign.inference,
+                pseudo_labels=campaign.pseudo_labels,
+                cases=training_cases,
+                validation=validation,
+                provenance=CheckpointProvenance(
+                    round=round_index,
+                    parent=file_sha256(parent) if parent else None,
+                    cases=len(training_cases),
+                    data_key=data_key,
+                    steps=schedule.steps,
+                    seed=schedule.seed,
+                    created=now(),
+                    versions=_versions(),
+                ),
+                tracking_uri=campaign.tracking_uri,
+                run_id=run.run_id,
+            )
+            run.params({"architecture": architecture.model_dump_json(), "cases": str(len(training_cases)), "data_key": data_key})
+            training.train(plan, _resources(campaign))
+            run.tags({"checkpoint": str(path), "sha256": file_sha256(path)})
+        progress()
+    return [path for _, path in wanted]
+
+
+def _resources(campaign: Campaign) -> training.Resources:
+    cluster = campaign.cluster
+    return training.Resources(
+        workers=cluster.train_workers,
+        cpus_per_worker=cluster.cpus_per_worker,
+        use_gpu=cluster.use_gpu,
+        max_failures=cluster.train_failures,
+    )
+
+
+def _cached(campaign: Campaign, organs: Organs, labeled: Sequence[LabeledCase]) -> tuple[training.TrainingCase, ...]:
+    """Training cases, each in the cache; one that cannot be read is quarantined and left out."""
+    workspace = campaign.open_workspace()
+    one = partial(_cache_one, root=str(workspace.root), preprocessing=campaign.preprocessing, organs=organs)
+    ready = []
+    for result in map_cases(one, labeled):
+        if isinstance(result, Quarantined):
+            log.warning("%s: %s", result.case_id, result.reason)
+            workspace.add_to_quarantine(result)
+        else:
+            ready.append(result)
+    return tuple(ready)
+
+
+def _cache_one(
+    labeled: LabeledCase, *, root: str, preprocessing: Preprocessing, organs: Organs
+) -> training.TrainingCase | Quarantined:
+    case = labeled.case
+    try:
+        folder = Workspace(root).cache(cache_key(case, Path(labeled.label), preprocessing, organs), case.case_id)
+        if not folder.exists():
+            write_cache(folder, case, Path(labeled.label), preprocessing, organs)
+    except (CaseError, OSError) as error:
+        return Quarantined(case_id=case.case_id, step="cache", reason=str(error), path=case.image)
+    return training.TrainingCase(case_id=case.case_id, folder=str(folder), known_organs=labeled.known_organs)
+
+
+def _hash(*parts: Schema) -> str:
+    return hashlib.sha256(json.dumps([p.model_dump(mode="json") for p in parts], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"atlas_ray": __version__, **{package: version(package) for package in ("torch", "monai", "ray")}}
