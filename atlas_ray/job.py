@@ -37,12 +37,22 @@ console = Console(stderr=True, highlight=False)
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)  # a log file has no width to fit
 
 
-def run(command: Callable[..., None]) -> None:
-    """Run a job's function as a command line. Called under `if __name__ == "__main__"`."""
+def job_with_words(usage: str | None) -> typer.Typer:
+    """For a job that does several things, each under a word: `python -m jobs.JOB WORD CONFIG`. Add each with `.command()`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=usage, rich_markup_mode=None)
+    app.callback()(lambda: None)  # typer leaves the word out where there is only one
+    return app
+
+
+def run(command: Callable[..., None] | typer.Typer) -> None:
+    """Run a job's function, or its words, as a command line. Called under `if __name__ == "__main__"`."""
     os.environ.update({key: value for key, value in TELEMETRY_OFF.items() if key not in os.environ})
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    if isinstance(command, typer.Typer):
+        app = command
+    else:
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app.command()(command)
     try:
         app()
     except AtlasError as error:

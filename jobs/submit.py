@@ -10,7 +10,9 @@ import typer
 from atlas_ray.cluster.submission import CHECKOUT, EXCLUDES, VERBS, JobServer, plan_submission
 from atlas_ray.job import ConfigArgument, DryRunOption, SetOption, open_campaign, out, print_table, run
 
-VerbArgument = Annotated[str, typer.Argument(metavar="VERB", help=f"The job: {', '.join(VERBS)}.")]
+VerbArgument = Annotated[
+    str, typer.Argument(metavar="VERB", help=f"The job: {', '.join(VERBS)}; with its word where it has words: 'evaluate dice'.")
+]
 ExtraArgument = Annotated[list[str] | None, typer.Argument(metavar="[-- ARGUMENTS]", help="Passed on to the job as they are.")]
 SentRoundOption = Annotated[int | None, typer.Option("--round", min=0, help="Round number, for jobs that have one.")]
 AddressOption = Annotated[str, typer.Option("--address", help="The cluster's dashboard.")]

@@ -23,6 +23,7 @@ from atlas_ray.workspace import write_atomically
 CHECKOUT = CONFIGS.parent
 VERBS = ("ingest", "train", "predict", "prioritize", "merge", "evaluate", "run_round", "simulate", "export")
 WITHOUT_ROUND = ("ingest", "simulate")
+WITH_WORDS = ("evaluate",)  # what they do is said by a word: "evaluate dice"
 EXCLUDES = (  # as in .gitignore; nothing here is needed to run a job, and some of it must not leave this machine
     ".git", ".venv", ".env", ".ci", "__pycache__",
     ".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache", "*.egg-info",
@@ -51,24 +52,28 @@ def plan_submission(campaign: Campaign, verb: str, *, round_index: int | None = 
     """What would be sent: `python -m jobs.VERB` on the resolved configuration. Changes nothing.
 
     Args:
+        verb: the job, with its word where it has words ("evaluate dice").
         round_index: passed on where given.
         extra: further arguments of that job.
 
     Raises:
         ConfigError: no such job, or one that has no round.
     """
-    if verb not in VERBS:
+    name, *words = verb.split() or [""]
+    if name not in VERBS or (words and name not in WITH_WORDS):
         raise ConfigError(f"no job {verb!r}; allowed are {', '.join(VERBS)}")
-    if round_index is not None and verb in WITHOUT_ROUND:
-        raise ConfigError(f"jobs.{verb} takes no --round")
+    if name in WITH_WORDS and len(words) != 1:
+        raise ConfigError(f"jobs.{name} needs one word that says what to do; `python -m jobs.{name} --help` lists them")
+    if round_index is not None and name in WITHOUT_ROUND:
+        raise ConfigError(f"jobs.{name} takes no --round")
     campaign, files = _self_contained(campaign)
     text = dump_config(campaign)
     config = _submitted(campaign, "campaign", text)
     round_arguments = [] if round_index is None else ["--round", str(round_index)]
     return Submission(
         verb=verb,
-        stem=f"{campaign.name}-{verb}-r{round_index or 0}",
-        entrypoint=shlex.join(["python", "-m", f"jobs.{verb}", config, *round_arguments, *extra]),
+        stem=f"{campaign.name}-{'-'.join([name, *words])}-r{round_index or 0}",
+        entrypoint=shlex.join(["python", "-m", f"jobs.{name}", *words, config, *round_arguments, *extra]),
         files={**files, config: text},
     )
 

@@ -131,7 +131,7 @@ def test_merge_and_evaluate_can_be_run_again_alone(finished):
     annotations = contents(finished.workspace.root)
     assert "merged cases" in succeeded(job("merge", finished.config, cwd=finished.config.parent))
     assert contents(finished.workspace.root) == annotations
-    assert "Dice on 1 holdout cases" in succeeded(job("evaluate", finished.config, cwd=finished.config.parent))
+    assert "Dice on 1 holdout cases" in succeeded(job("evaluate", "dice", finished.config, cwd=finished.config.parent))
 
 
 def test_export_releases_all_but_the_holdout_and_again_changes_nothing(finished, tmp_path):

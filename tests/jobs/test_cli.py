@@ -76,6 +76,14 @@ def test_a_dry_run_too_early_says_what_to_run_and_changes_nothing(verb, before, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_job_with_words_lists_them_and_is_sent_with_one(tmp_path):
+    assert "dice " in job("evaluate", "--help", cwd=tmp_path).stdout
+    assert job("evaluate", "dice", "--help", cwd=tmp_path).stdout.count("CONFIG") >= 1
+    sent = job("submit", "evaluate dice", "demo", "--round", "1", "--dry-run", cwd=tmp_path)
+    assert "python -m jobs.evaluate dice " in sent.stdout, sent.stderr
+    assert "demo-evaluate-dice-r1" in sent.stdout
+
+
 def test_prioritize_before_predict_says_what_to_run(tmp_path):
     (tmp_path / "workspaces" / "demo").mkdir(parents=True)
     (tmp_path / "workspaces" / "demo" / "manifest.jsonl").touch()
@@ -109,7 +117,12 @@ def test_an_address_that_does_not_answer_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("fly", "demo"), "no job 'fly'; allowed are ingest"), (("ingest", "demo", "--round", "1"), "takes no --round")],
+    [
+        (("fly", "demo"), "no job 'fly'; allowed are ingest"),
+        (("ingest now", "demo"), "no job 'ingest now'; allowed are ingest"),
+        (("ingest", "demo", "--round", "1"), "takes no --round"),
+        (("evaluate", "demo"), "jobs.evaluate needs one word that says what to do"),
+    ],
 )
 def test_submit_refuses_what_no_job_would_take(arguments, said, tmp_path):
     result = job("submit", *arguments, cwd=tmp_path)
