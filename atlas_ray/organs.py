@@ -9,7 +9,7 @@ Three numberings exist and must not be mixed:
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,21 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LabelMap = npt.NDArray[np.uint8]  # [X, Y, Z], values are label ids, 0 is background
 
 
+class Code(Schema):
+    """What DICOM calls an organ: a SNOMED CT concept, with the side as its modifier.
+
+    Args:
+        value, meaning: of the segmented property type, such as 64033007 "Kidney".
+        category: of the property (DICOM CID 7150); a tumor is no anatomical structure.
+        side: the modifier of a paired organ.
+    """
+
+    value: str = Field(pattern=r"^[0-9]+$")
+    meaning: str = Field(min_length=1, max_length=64)
+    category: Literal["anatomical_structure", "morphologically_altered_structure"] = "anatomical_structure"
+    side: Literal["left", "right"] | None = None
+
+
 class Organ(Schema):
     """One entry of an organ set.
 
@@ -33,6 +48,7 @@ class Organ(Schema):
         overlap_partner: whether sharing a voxel with it is an error of the other organ (the authors'
             ORGAN_NAME_OVERLAP lists no vessel and no tumor: paper-algorithm a.4).
         may_touch: organs whose masks may share voxels with this one.
+        code: what DICOM calls it; only an export as DICOM SEG asks for it.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -40,6 +56,7 @@ class Organ(Schema):
     color: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
     overlap_partner: bool = True
     may_touch: tuple[str, ...] = ()
+    code: Code | None = None
 
 
 class Organs(Schema):
@@ -110,6 +127,12 @@ class Organs(Schema):
         """Names of the organs with at least one voxel, in channel order."""
         found = _values(labels)
         return tuple(organ.name for organ in self if organ.label_id in found)
+
+    def voxels(self, labels: LabelMap) -> dict[str, int]:
+        """Organ -> number of its voxels, in channel order."""
+        slices = np.moveaxis(labels, -1, 0)  # one at a time: bincount makes eight bytes of each
+        counts = np.sum([np.bincount(slice_XY.ravel(order="K"), minlength=256) for slice_XY in slices], axis=0)
+        return {organ.name: int(counts[organ.label_id]) for organ in self}
 
     def channels(self, labels: LabelMap) -> npt.NDArray[np.bool_]:
         """Label map [X, Y, Z] -> one mask per channel [K, X, Y, Z]."""

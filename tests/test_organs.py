@@ -41,6 +41,22 @@ def test_released_numberings() -> None:
     assert set(load_organs("abdomenatlas_1_0").names) < set(load_organs("abdomenatlas_1_1").names) < set(universal.names)
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_every_organ_has_a_code_that_tells_its_side(name: str) -> None:
+    organs = load_organs(name)
+    for o in organs:
+        assert o.code is not None, o.name
+        assert o.code.side == next((side for side in ("left", "right") if o.name.endswith(side)), None)
+    structures = [(o.code.value, o.code.side) for o in organs if o.code and o.code.category == "anatomical_structure"]
+    assert len(set(structures)) == len(structures)
+
+
+def test_voxels_are_counted_per_organ() -> None:
+    organs = Organs(name="two", organs=(organ("b", 7), organ("a", 3), organ("c", 200)))
+    labels = np.array([[[7, 7], [0, 3]], [[7, 1], [0, 0]]], np.uint8)
+    assert organs.voxels(labels) == {"b": 3, "a": 1, "c": 0}
+
+
 def test_channel_label_id_and_name() -> None:
     organs = Organs(name="two", organs=(organ("b", 7), organ("a", 3)))
     assert organs.names == ("b", "a")

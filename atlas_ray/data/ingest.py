@@ -71,10 +71,15 @@ class IngestReport(Schema):
 
 
 class Ingested(Schema):
-    """A finished case's own record, written last: with the same fingerprint nothing has to be done again."""
+    """A finished case's own record, written last: with the same fingerprint nothing has to be done again.
+
+    Args:
+        organ_ml: volume of every labeled organ, so that reports read no label again.
+    """
 
     fingerprint: str
     case: Case
+    organ_ml: dict[str, float]
     overlapping_voxels: int = Field(default=0, ge=0)
 
 
@@ -235,7 +240,8 @@ def ingest_case(candidate: Candidate, organs: Organs, workspace: Workspace, chec
         reason = " ".join(error.args[0].split())  # one line, whatever a library said
         return Quarantined(case_id=candidate.case_id, step=STEP, reason=reason, path=candidate.image)
     _write_labels(case, labels, image, organs, workspace)
-    record = Ingested(fingerprint=fingerprint, case=case, overlapping_voxels=overlapping)
+    organ_ml = _organ_ml(case, labels, organs)
+    record = Ingested(fingerprint=fingerprint, case=case, organ_ml=organ_ml, overlapping_voxels=overlapping)
     write_atomically(workspace.ingested(case.case_id), record.model_dump_json(indent=2))
     return case
 
@@ -255,6 +261,13 @@ def _describe(candidate: Candidate, image: Volume, seen: tuple[str, ...], worksp
         labeled_organs=seen,
         truth=str(workspace.truth(candidate.case_id)) if candidate.truth else None,
     )
+
+
+def _organ_ml(case: Case, labels: LabelMap | None, organs: Organs) -> dict[str, float]:
+    if labels is None or not case.labeled_organs:
+        return {}
+    voxels = organs.voxels(labels)
+    return {name: voxels[name] * case.voxel_volume_mm3 / 1000 for name in case.labeled_organs}
 
 
 def _write_labels(case: Case, labels: LabelMap | None, image: Volume, organs: Organs, workspace: Workspace) -> None:

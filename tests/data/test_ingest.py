@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ct_files import AFFINE, SHAPE, ct_voxels, label_voxels, save_ct, save_label, source
 
-from atlas_ray.data.ingest import IngestChecks, collect, ingest, ingest_case, join_masks, sha256_of
+from atlas_ray.data.ingest import IngestChecks, Ingested, collect, ingest, ingest_case, join_masks, sha256_of
 from atlas_ray.data.sources import Candidate
 from atlas_ray.exceptions import DatasetError
 from atlas_ray.organs import Organ, Organs, load_organs
@@ -82,6 +82,23 @@ def test_a_case_is_described_and_its_image_left_where_it_is(data: Path, workspac
     assert path.read_bytes() == before
     assert not workspace.label("p.1").exists()
     assert not list(workspace.root.rglob("*.nii.gz"))
+
+
+def test_volumes_of_labeled_organs_are_recorded(data: Path, workspace: Workspace) -> None:
+    save_ct(data / "p1" / "ct.nii.gz")  # voxels of 2 x 3 x 5 mm
+    voxels = np.zeros(SHAPE, np.uint8)
+    voxels[:4, :5, 2] = 1
+    voxels[6, 6, 6] = 2
+    save_label(data / "p1" / "label.nii.gz", voxels)
+    fields = {
+        "images": "*/ct.nii.gz",
+        "labels": "{case}/label.nii.gz",
+        "ids": {1: "liver", 2: "spleen", 3: "pancreas"},
+        "split": "train",
+    }
+    usable(ingest_one(data, workspace, labeled_organs=["liver", "pancreas"], **fields))
+    record = Ingested.model_validate_json(workspace.ingested("p1").read_bytes())
+    assert record.organ_ml == pytest.approx({"liver": 0.6, "pancreas": 0.0})  # 20 voxels of 30 mm3; the spleen is not known
 
 
 def test_a_label_map_is_renumbered_on_the_images_header(data: Path, workspace: Workspace) -> None:
