@@ -18,7 +18,7 @@ from rich.text import Text
 
 from atlas_ray.config import Campaign, dump_config, load_config
 from atlas_ray.exceptions import AtlasError
-from atlas_ray.workspace import write_atomically
+from atlas_ray.storage import write_atomically
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A campaign's YAML file, or the name of one in configs/.")]
 SetOption = Annotated[

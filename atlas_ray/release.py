@@ -37,8 +37,9 @@ from atlas_ray.exceptions import AtlasError, CaseError, GeometryError
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case, LabelSource, Quarantined
 from atlas_ray.schema import Schema
+from atlas_ray.storage import new_folder, write_atomically
 from atlas_ray.volume import Volume, read_volume, write_volume
-from atlas_ray.workspace import Workspace, file_sha256, new_folder, write_atomically
+from atlas_ray.workspace import Workspace, file_sha256
 
 log = logging.getLogger(__name__)
 COMBINED, RECORD = "combined_labels.nii.gz", "release.json"

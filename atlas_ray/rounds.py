@@ -30,7 +30,8 @@ from atlas_ray.steps.merge import merge_step
 from atlas_ray.steps.predict import predict_step, to_predict
 from atlas_ray.steps.prioritize import prioritize_step
 from atlas_ray.steps.train import train_step
-from atlas_ray.workspace import file_sha256, now, write_atomically
+from atlas_ray.storage import write_atomically
+from atlas_ray.workspace import file_sha256, now
 
 log = logging.getLogger(__name__)
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]

@@ -6,9 +6,9 @@ Conventions: arrays are [X, Y, Z] as nibabel gives them; affines map voxel index
 direction in which each array axis grows, so in RAS a smaller first index is the patient's LEFT. Spacing is in mm, in array order.
 """
 
+import contextlib
 import io
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from isal import igzip, igzip_lib, isal_zlib
 
 from atlas_ray.exceptions import CaseError, GeometryError
 from atlas_ray.schema import IntTriple, Triple
+from atlas_ray.storage import new_file, place
 
 Array = npt.NDArray[Any]
 Affine = npt.NDArray[np.float64]  # [4, 4]
@@ -168,14 +169,17 @@ def read_volume(path: str | Path, *, series_uid: str | None = None) -> Volume:
         CaseError: unreadable, truncated, larger than its header says, or not three-dimensional.
         GeometryError: no usable geometry.
     """
-    path = Path(path)
+    path = place(path)
     if path.is_dir():
         return _read_dicom(path, series_uid)
     try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        most = path.stat().st_size * (DEFLATE_LIMIT if zipped else 1)
-        with igzip.open(path, "rb") if zipped else path.open("rb") as stream:
+        with contextlib.ExitStack() as opened:
+            stream: Any = opened.enter_context(path.open("rb"))
+            zipped = stream.read(2) == b"\x1f\x8b"
+            stream.seek(0)
+            most = path.stat().st_size * (DEFLATE_LIMIT if zipped else 1)
+            if zipped:
+                stream = opened.enter_context(igzip.open(stream, "rb"))
             header = _read_header(path, stream)
             affine = _affine_of(path, header)
             return Volume(_read_voxels(path, stream, header, most), affine, header)
@@ -358,15 +362,9 @@ def _is_sheared(affine: Affine) -> bool:
 
 
 def write_volume(path: str | Path, volume: Volume) -> None:
-    """Write `.nii.gz` so that the file is either whole or absent (temporary file, fsync, rename)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    """Write `.nii.gz` so that the file is either whole or absent."""
+    with new_file(place(path)) as file:
         file.writelines(_compressed(volume))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 # --- DICOM ----------------------------------------------------------------------------------------------------------
@@ -378,12 +376,12 @@ def dicom_series(folder: str | Path) -> dict[str, list[Path]]:
 
     series: dict[str, list[Path]] = {}
     try:
-        files = sorted(p for p in Path(folder).iterdir() if p.is_file())
+        files = sorted(p for p in place(folder).iterdir() if p.is_file())
     except OSError as error:
         raise CaseError(f"{folder} cannot be read: {error}") from error
     for path in files:
         try:
-            head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "ImagePositionPatient"])
+            head = _dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "ImagePositionPatient"])
         except (pydicom.errors.InvalidDicomError, OSError, EOFError):
             continue
         if "SeriesInstanceUID" in head and "ImagePositionPatient" in head:
@@ -405,17 +403,23 @@ def dicom_files(folder: str | Path, series_uid: str | None) -> list[Path]:
     return series[uid]
 
 
-def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
+def _dcmread(path: Path, **choice: Any) -> Any:
+    """One DICOM file, from a disk or a bucket."""
     import pydicom
 
+    with path.open("rb") as stream:
+        return pydicom.dcmread(stream, **choice)
+
+
+def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
     files = dicom_files(folder, series_uid)
     try:
-        heads = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
+        heads = [_dcmread(path, stop_before_pixels=True) for path in files]
         _require_one_ct(folder, heads)
         order, affine = _dicom_grid(folder, heads)
         voxels = np.empty((heads[0].Columns, heads[0].Rows, len(files)), np.int16, order="F")
         for k, index in enumerate(order):  # one decoded slice at a time: pydicom keeps what it decodes
-            voxels[:, :, k] = _hounsfield(pydicom.dcmread(files[index])).T
+            voxels[:, :, k] = _hounsfield(_dcmread(files[index])).T
     except DICOM_ERRORS as error:
         raise CaseError(f"{folder}: a slice cannot be read: {error}") from error
     return Volume(voxels, affine)

@@ -25,13 +25,9 @@
 Every file appears whole or not at all, and a step's result is written last: if it is there, the step is done.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -41,6 +37,7 @@ from pydantic import ValidationError
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import AttentionComponent, Case, CaseScores, Quarantined
 from atlas_ray.schema import Schema
+from atlas_ray.storage import place, write_atomically
 
 Record = TypeVar("Record", bound=Schema)
 
@@ -54,32 +51,6 @@ def file_sha256(path: Path) -> str:
     """Of a file's bytes, in hexadecimal, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Temporary file, fsync, rename: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    with partial.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-@contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block has ended without an error; twins lose harmlessly."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir()
-    try:
-        yield partial
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_lines(path: Path, record: type[Record]) -> list[Record]:
@@ -103,11 +74,11 @@ class Workspace:
     """Path-maker and small-file reader of one campaign's folder.
 
     Args:
-        root: absolute folder; made on first write.
+        root: absolute folder, or the URL of one in a bucket; made on first write.
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).absolute()
+        self.root = place(root).absolute()
 
     # --- campaign ---
     @property

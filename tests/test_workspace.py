@@ -6,7 +6,8 @@ import pytest
 
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import Case, CaseScores, Quarantined
-from atlas_ray.workspace import Workspace, new_folder, read_lines, scores_in, write_atomically, write_lines
+from atlas_ray.storage import new_folder, write_atomically
+from atlas_ray.workspace import Workspace, read_lines, scores_in, write_lines
 
 
 def case(case_id: str) -> Case:

@@ -24,16 +24,9 @@ from atlas_ray.records import AttentionComponent, Case, OrganScores
 from atlas_ray.schema import IntTriple
 from atlas_ray.segmentation.packed import PackedProbabilities
 from atlas_ray.segmentation.pseudo_labels import clean_label_map, native_slabs, support
+from atlas_ray.storage import write_atomically
 from atlas_ray.volume import Volume, axes_from_ras, reorient, write_volume
-from atlas_ray.workspace import (
-    architecture_label_in,
-    attention_in,
-    components_in,
-    heat_in,
-    pseudo_label_in,
-    scores_in,
-    write_atomically,
-)
+from atlas_ray.workspace import architecture_label_in, attention_in, components_in, heat_in, pseudo_label_in, scores_in
 
 POSSIBLE = 0.05  # mean probability above which an organ counts as possible in a voxel
 

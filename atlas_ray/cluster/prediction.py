@@ -40,8 +40,9 @@ from atlas_ray.records import Case, Quarantined
 from atlas_ray.segmentation.checkpoints import load_network
 from atlas_ray.segmentation.inference import predict_ensemble
 from atlas_ray.segmentation.packed import PackedProbabilities, pack
+from atlas_ray.storage import new_folder
 from atlas_ray.volume import Volume, header_bytes, header_from_bytes, read_volume
-from atlas_ray.workspace import Workspace, file_sha256, new_folder
+from atlas_ray.workspace import Workspace, file_sha256
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]

@@ -18,7 +18,7 @@ from atlas_ray.data.sources import DatasetSource
 from atlas_ray.exceptions import AtlasError, ConfigError
 from atlas_ray.organs import CONFIGS
 from atlas_ray.schema import Schema
-from atlas_ray.workspace import write_atomically
+from atlas_ray.storage import write_atomically
 
 CHECKOUT = CONFIGS.parent
 VERBS = ("ingest", "train", "predict", "prioritize", "merge", "evaluate", "run_round", "simulate", "export")

@@ -19,8 +19,9 @@ from atlas_ray.exceptions import CaseError, DatasetError, GeometryError, LabelEr
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.schema import Millimeters, Schema
+from atlas_ray.storage import write_atomically
 from atlas_ray.volume import Array, Volume, dicom_files, form_disagreement_mm, onto_grid_of, read_volume, write_volume
-from atlas_ray.workspace import Workspace, write_atomically, write_lines
+from atlas_ray.workspace import Workspace, write_lines
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case
 from atlas_ray.resampling import resample_image, resample_labels, shape_at_spacing
 from atlas_ray.schema import Schema, Triple
+from atlas_ray.storage import new_folder
 from atlas_ray.volume import Volume, read_volume, reorient
-from atlas_ray.workspace import new_folder
 
 FORMAT = "b2nd-1"  # part of the key: an entry of another format is never opened
 CHUNK, BLOCK = (96, 96, 96), (16, 16, 32)  # a patch's size; the least that is inflated. Measured in benchmarks/cache.py

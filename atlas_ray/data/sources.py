@@ -30,8 +30,9 @@ from atlas_ray.exceptions import ConfigError, DatasetError, LabelError
 from atlas_ray.organs import CONFIGS, Organs, load_organs
 from atlas_ray.records import Split
 from atlas_ray.schema import Millimeters, Schema
+from atlas_ray.storage import new_folder, write_atomically
 from atlas_ray.volume import Volume, nifti_bytes, read_volume
-from atlas_ray.workspace import Workspace, new_folder, write_atomically
+from atlas_ray.workspace import Workspace
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 LabelIds = str | dict[int, str]  # the name of an organ set, or label id -> organ ("" for what is none of ours)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from atlas_ray.prioritization.strategies import RankedCase
 from atlas_ray.records import CaseScores
-from atlas_ray.workspace import write_atomically
+from atlas_ray.storage import write_atomically
 
 
 def priority_csv(ranked: Sequence[RankedCase]) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from atlas_ray.exceptions import CheckpointError
 from atlas_ray.schema import Schema, Triple
 from atlas_ray.segmentation.architectures import Architecture
-from atlas_ray.workspace import write_atomically
+from atlas_ray.storage import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,8 +14,9 @@ from atlas_ray.organs import Organs
 from atlas_ray.records import OrganDice, Split
 from atlas_ray.schema import Schema
 from atlas_ray.segmentation.metrics import mean_organ_dice, mean_over_organs, organ_dice
+from atlas_ray.storage import write_atomically
 from atlas_ray.volume import read_labels
-from atlas_ray.workspace import Workspace, write_atomically
+from atlas_ray.workspace import Workspace
 
 
 class Evaluation(Schema):

@@ -15,8 +15,9 @@ from atlas_ray.annotation.revisions import Revisions
 from atlas_ray.cluster.tracking import step_run
 from atlas_ray.config import Campaign
 from atlas_ray.organs import Organs
+from atlas_ray.storage import write_atomically
 from atlas_ray.volume import write_volume
-from atlas_ray.workspace import Workspace, write_atomically
+from atlas_ray.workspace import Workspace
 
 
 def merge_step(campaign: Campaign, round_index: int) -> int:

@@ -16,7 +16,8 @@ from atlas_ray.prioritization.export import write_priority
 from atlas_ray.prioritization.plots import attention_curve
 from atlas_ray.records import Case, CaseScores
 from atlas_ray.steps.predict import to_predict
-from atlas_ray.workspace import now, write_atomically
+from atlas_ray.storage import write_atomically
+from atlas_ray.workspace import now
 
 QUEUE_LABELS = "queue_labels"  # in a round's state where nothing was predicted and labels are reviewed
 

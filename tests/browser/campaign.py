@@ -15,8 +15,9 @@ from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.annotation.queue import Queue, QueueEntry
 from atlas_ray.organs import Organs
 from atlas_ray.records import AttentionComponent, Case, CaseScores, OrganScores
+from atlas_ray.storage import write_atomically
 from atlas_ray.volume import Volume, write_volume
-from atlas_ray.workspace import Workspace, write_atomically, write_lines
+from atlas_ray.workspace import Workspace, write_lines
 
 Labels = npt.NDArray[np.uint8]  # [X, Y, Z]
 CRITERIA = ("inconsistency", "uncertainty")

@@ -19,8 +19,9 @@ from atlas_ray.annotation.queue import Queue
 from atlas_ray.data.phantom import Phantom, procedural_patient
 from atlas_ray.organs import Organs, load_organs
 from atlas_ray.prioritization.effort import Budget
+from atlas_ray.storage import write_atomically
 from atlas_ray.volume import read_volume
-from atlas_ray.workspace import Workspace, write_atomically
+from atlas_ray.workspace import Workspace
 
 STOMACH, LIVER, GALL_BLADDER = 9, 5, 2
 PASSWORD = "correct horse"

@@ -15,7 +15,8 @@ from atlas_ray.annotation.queue import QueueEntry
 from atlas_ray.annotation.review import Role
 from atlas_ray.annotation.revisions import TimeSpent
 from atlas_ray.prioritization.effort import Budget
-from atlas_ray.workspace import Workspace, write_atomically
+from atlas_ray.storage import write_atomically
+from atlas_ray.workspace import Workspace
 from ui.app import create_app
 from ui.charts import INK, attention_chart, dice_chart
 from ui.panels import minutes_per_case, progress_table, queue_rows, round_report, round_summary

@@ -13,8 +13,9 @@ from atlas_ray.annotation.queue import Queue, QueueEntry
 from atlas_ray.annotation.review import Role
 from atlas_ray.organs import Organ, Organs
 from atlas_ray.records import AttentionComponent, Case, CaseScores, OrganScores
+from atlas_ray.storage import write_atomically
 from atlas_ray.volume import Volume, write_volume
-from atlas_ray.workspace import Workspace, write_atomically, write_lines
+from atlas_ray.workspace import Workspace, write_lines
 from ui.app import create_api
 from ui.login import Login
 from ui.store import Store

@@ -1,0 +1,455 @@
+"""A place on a disk or in a bucket, behind the part of pathlib's interface that this code uses.
+
+`place("s3://bucket/folder")` and `place("gs://...")` give a `BucketPath`, anything else an ordinary `Path`. Credentials, region and
+endpoint come from the cloud's own environment variables and files (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL,
+GOOGLE_APPLICATION_CREDENTIALS, ...), never from a URL: URLs end up in logs.
+
+A bucket has objects, no folders and no rename. An object appears whole when its upload ends, so writing one is atomic. A folder of
+several objects appears piece by piece; what must appear at once is written with a marker last (`new_folder`, `is_whole`).
+"""
+
+import contextlib
+import fnmatch
+import functools
+import hashlib
+import io
+import os
+import posixpath
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from atlas_ray.exceptions import ConfigError, WorkspaceError
+
+SCHEMES = ("s3", "gs")
+MARKER = ".whole"  # in a bucket's folder that was written as one, uploaded last
+CHUNK = 8 * 2**20
+
+
+def is_url(where: str | Path) -> bool:
+    return "://" in str(where)
+
+
+def place(where: "str | Path | BucketPath") -> Path:
+    """The path of a folder or file, on disk or in a bucket. A BucketPath is typed as the Path it stands in for.
+
+    Raises:
+        ConfigError: a URL of another kind, or one that carries credentials or options.
+    """
+    if isinstance(where, Path | BucketPath):
+        return cast(Path, where)
+    if not is_url(where):
+        return Path(where)
+    scheme, _, key = where.partition("://")
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"{where}: {scheme}:// is not a place this reads; allowed are a path, s3://bucket/... and gs://bucket/..."
+        )
+    if "@" in key.partition("/")[0] or "?" in key:
+        bucket = key.partition("/")[0].rpartition("@")[2].partition("?")[0]
+        raise ConfigError(f"{scheme}://{bucket}/...: no credentials or options in a URL; use the cloud's environment variables")
+    if not key.strip("/"):
+        raise ConfigError(f"{where}: names no bucket; write {scheme}://bucket/folder")
+    return cast(Path, BucketPath(scheme, posixpath.normpath(key.strip("/"))))
+
+
+@functools.cache
+def _file_system(scheme: str) -> Any:
+    """One client per process; it retries what is worth retrying."""
+    from pyarrow import fs
+
+    if scheme == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return fs.S3FileSystem(
+            endpoint_override=endpoint,
+            region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=6),
+            connect_timeout=10,
+            request_timeout=60,
+        )
+    return fs.GcsFileSystem()
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What a bucket knows of an object."""
+
+    st_size: int
+    st_mtime_ns: int
+
+    @property
+    def st_mtime(self) -> float:
+        return self.st_mtime_ns / 1e9
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BucketPath:
+    """Where an object lies, or the objects below a prefix. Behaves as a Path does; makes no folders.
+
+    Args:
+        scheme: "s3" or "gs".
+        key: "bucket/folder/name".
+    """
+
+    scheme: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.key}"
+
+    def __truediv__(self, other: str) -> "BucketPath":
+        return BucketPath(self.scheme, posixpath.normpath(f"{self.key}/{other}"))
+
+    # --- names ---
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        return posixpath.splitext(self.name)[1]
+
+    @property
+    def stem(self) -> str:
+        return posixpath.splitext(self.name)[0]
+
+    @property
+    def parent(self) -> "BucketPath":
+        return BucketPath(self.scheme, self.key.rpartition("/")[0] or self.key)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(self.key.split("/"))
+
+    def with_name(self, name: str) -> "BucketPath":
+        return self.parent / name
+
+    def relative_to(self, other: "BucketPath") -> Path:
+        if other.scheme != self.scheme or not f"{self.key}/".startswith(f"{other.key}/"):
+            raise ValueError(f"{self} does not lie below {other}")
+        return Path(self.key[len(other.key) :].strip("/"))
+
+    def as_posix(self) -> str:
+        return str(self)
+
+    def absolute(self) -> "BucketPath":
+        return self
+
+    def resolve(self) -> "BucketPath":
+        return self
+
+    def expanduser(self) -> "BucketPath":
+        return self
+
+    # --- questions ---
+    def _info(self) -> Any:
+        return self._ask(lambda files: files.get_file_info(self.key))
+
+    def exists(self) -> bool:
+        return bool(self._info().type.name != "NotFound")
+
+    def is_file(self) -> bool:
+        return bool(self._info().type.name == "File")
+
+    def is_dir(self) -> bool:
+        return bool(self._info().type.name == "Directory")
+
+    def stat(self) -> Stat:
+        info = self._info()
+        if info.type.name == "NotFound":
+            raise FileNotFoundError(str(self))
+        return Stat(st_size=info.size or 0, st_mtime_ns=info.mtime_ns or 0)
+
+    def iterdir(self) -> Iterator["BucketPath"]:
+        yield from self._below(recursive=False)
+
+    def glob(self, pattern: str) -> Iterator["BucketPath"]:
+        """As Path.glob for patterns of names, * and **."""
+        wanted = pattern.split("/")
+        for path in self._below(recursive=len(wanted) > 1 or "**" in pattern):
+            if _matches(path.key[len(self.key) :].strip("/").split("/"), wanted):
+                yield path
+
+    def rglob(self, pattern: str) -> Iterator["BucketPath"]:
+        yield from self.glob(f"**/{pattern}")
+
+    def _below(self, *, recursive: bool) -> list["BucketPath"]:
+        from pyarrow.fs import FileSelector
+
+        infos = self._ask(lambda files: files.get_file_info(FileSelector(self.key, allow_not_found=True, recursive=recursive)))
+        return sorted(BucketPath(self.scheme, info.path.rstrip("/")) for info in infos)
+
+    # --- bytes ---
+    def open(self, mode: str = "r", **text: Any) -> IO[Any]:
+        """For reading: streams, and seeks. For writing: the object appears when the block has ended without an error."""
+        if "r" in mode:
+            stream = self._ask(lambda files: files.open_input_file(self.key))
+            raw = io.BufferedReader(_Reader(stream), CHUNK)
+            return cast(IO[Any], raw if "b" in mode else io.TextIOWrapper(raw, encoding="utf-8", **text))
+        if mode not in ("w", "wb"):
+            raise ValueError(f"{self}: an object is read or written whole, not opened with {mode!r}")
+        return cast(IO[Any], _Upload(self) if "b" in mode else io.TextIOWrapper(cast(Any, _Upload(self)), encoding="utf-8"))
+
+    def read_bytes(self) -> bytes:
+        def read(files: Any) -> bytes:
+            with files.open_input_file(self.key) as stream:
+                return bytes(stream.read())
+
+        return cast(bytes, self._ask(read))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, data: bytes) -> int:
+        def write(files: Any) -> None:
+            with files.open_output_stream(self.key) as stream:
+                stream.write(data)
+
+        self._ask(write)
+        return len(data)
+
+    def write_text(self, data: str, encoding: str = "utf-8") -> int:
+        return self.write_bytes(data.encode(encoding))
+
+    def upload(self, file: Path) -> None:
+        """The object with a local file's bytes, streamed."""
+
+        def write(files: Any) -> None:
+            with file.open("rb") as source, files.open_output_stream(self.key) as stream:
+                while chunk := source.read(CHUNK):
+                    stream.write(chunk)
+
+        self._ask(write)
+
+    def download(self, file: Path) -> None:
+        with self.open("rb") as source, file.open("wb") as target:
+            shutil.copyfileobj(source, target, CHUNK)
+
+    # --- changes ---
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a bucket has no folders."""
+
+    def touch(self, exist_ok: bool = True) -> None:
+        """An empty object. With exist_ok=False two at the same moment may both succeed: a bucket cannot say who was first."""
+        if self.exists():
+            if not exist_ok:
+                raise FileExistsError(str(self))
+            return
+        self.write_bytes(b"")
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        if not self.is_file():
+            if missing_ok:
+                return
+            raise FileNotFoundError(str(self))
+        self._ask(lambda files: files.delete_file(self.key))
+
+    def replace(self, target: "BucketPath") -> "BucketPath":
+        self._ask(lambda files: files.move(self.key, target.key))
+        return target
+
+    rename = replace
+
+    def _ask(self, question: Any) -> Any:
+        try:
+            return question(_file_system(self.scheme))
+        except FileNotFoundError:
+            raise FileNotFoundError(str(self)) from None
+        except OSError as error:
+            raise WorkspaceError(f"{self}: {str(error).splitlines()[0][:300]}") from error
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+class _Reader(io.RawIOBase):
+    """An Arrow stream as Python's own, for whatever wants a file."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self.stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self.stream.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self.stream.close()
+        super().close()
+
+
+class _Upload(io.BufferedIOBase):
+    """Collects in a local file and uploads when it is closed in good order: a block that raises leaves no object."""
+
+    def __init__(self, target: BucketPath) -> None:
+        self.target = target
+        self.file = tempfile.NamedTemporaryFile("wb", prefix="atlas_ray_upload_")  # noqa: SIM115 - lives as long as this object
+        self.failed = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self.file.write(data)
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        self.failed = kind is not None
+        self.close()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        super().close()
+        try:
+            self.file.flush()
+            if not self.failed:
+                self.target.upload(Path(self.file.name))
+        finally:
+            self.file.close()
+
+
+# --- whole or not at all ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """Opened for writing; there when the block has ended without an error. On a disk: temporary file, fsync, rename."""
+    if not isinstance(path, Path):
+        with path.open("wb") as upload:
+            yield upload
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """A reader sees the old file or the new one, never half of one."""
+    with new_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block has ended without an error; twins lose harmlessly.
+
+    Yields a folder on this machine's disk. In a bucket the files are uploaded afterwards and the marker last: `is_whole`
+    says whether all of it is there, also while another one takes its place.
+    """
+    if isinstance(final, Path):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}.partial")
+        partial.mkdir()
+        try:
+            yield partial
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="atlas_ray_") as local:
+        yield Path(local)
+        remove(final / MARKER)
+        new = {file.relative_to(local).as_posix(): file for file in sorted(Path(local).rglob("*")) if file.is_file()}
+        for name, file in new.items():
+            cast(BucketPath, final / name).upload(file)
+        for old in final.rglob("*"):
+            if old.is_file() and old.relative_to(final).as_posix() not in new:
+                old.unlink(missing_ok=True)
+        (final / MARKER).write_bytes(b"")
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `new_folder` has finished it."""
+    return folder.is_dir() if isinstance(folder, Path) else (folder / MARKER).exists()
+
+
+def remove(path: Path) -> None:
+    """A file or a folder with all that is in it; nothing where there is nothing. In a bucket a folder's marker goes first."""
+    if isinstance(path, Path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        return
+    where: BucketPath = path
+    if where.is_dir():
+        (where / MARKER).unlink(missing_ok=True)
+        where._ask(lambda files: files.delete_dir(where.key))
+    else:
+        where.unlink(missing_ok=True)
+
+
+# --- for libraries that need files -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def as_local(path: Path) -> Iterator[Path]:
+    """The file or folder itself on a disk; from a bucket a temporary copy, gone after the block."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="atlas_ray_") as local:
+        yield _fetched(path, Path(local) / path.name)
+
+
+def kept_local(path: Path, cache: Path | None = None) -> Path:
+    """The same, with a copy that stays on this machine for the next process: what is never changed under its name, such as the
+    training cache. The copy appears whole.
+
+    Args:
+        cache: where copies are kept; None is ~/.cache/atlas_ray/buckets (or $XDG_CACHE_HOME).
+    """
+    if isinstance(path, Path):
+        return path
+    where = str(path)
+    folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas_ray" / "buckets"
+    kept = folder / hashlib.sha256(where.encode()).hexdigest()[:24] / Path(where).name
+    if not kept.exists():
+        with new_folder(kept.parent) as partial:
+            _fetched(path, partial / kept.name)
+    return kept
+
+
+def _fetched(path: Any, target: Path) -> Path:
+    if path.is_file():
+        path.download(target)
+        return target
+    found = [file for file in path.rglob("*") if file.is_file() and file.name != MARKER]
+    if not found:
+        raise FileNotFoundError(str(path))
+    for file in found:
+        inside = target / file.relative_to(path)
+        inside.parent.mkdir(parents=True, exist_ok=True)
+        file.download(inside)
+    return target
