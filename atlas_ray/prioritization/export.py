@@ -5,10 +5,11 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from atlas_ray.prioritization.strategies import RankedCase
-from atlas_ray.records import CaseScores
+from atlas_ray.scores import ORGAN_COLUMNS, Scores
 from atlas_ray.storage import write_atomically
 
 
@@ -20,33 +21,41 @@ def priority_csv(ranked: Sequence[RankedCase]) -> str:
     return text.getvalue()
 
 
-def scores_table(ranked: Sequence[RankedCase], scores: Sequence[CaseScores]) -> pd.DataFrame:
+def scores_table(ranked: Sequence[RankedCase], scores: Scores) -> pd.DataFrame:
     """Every score of every organ of every ranked case: one row per case and organ, in the order of the list.
 
     Columns that start with `case_` repeat over a case's organs; `revision_order` is the organ's place in the list (1 is first),
     missing where it is not to be revised.
     """
-    by_id = {case.case_id: case for case in scores}
-    rows = [
+    if not ranked:
+        return pd.DataFrame(columns=["rank", "case_id", "score"])
+    place = {case_id: n for n, case_id in enumerate(scores.case_id_N.tolist())}
+    listed = scores.take([place[case.case_id] for case in ranked])
+    row_R, organ_R = np.nonzero(listed.has_NK)
+    order_NK = np.zeros(listed.has_NK.shape, np.int64)
+    channel = {name: k for k, name in enumerate(scores.organs)}
+    for n, case in enumerate(ranked):
+        for revised, name in enumerate(case.organs, 1):
+            order_NK[n, channel[name]] = revised
+    order_R = order_NK[row_R, organ_R]
+    return pd.DataFrame(
         {
-            "rank": case.rank,
-            "case_id": case.case_id,
-            "score": case.score,
-            "round": by_id[case.case_id].round,
-            "attention_mode": by_id[case.case_id].attention_mode,
-            "case_attention_voxels": by_id[case.case_id].attention_voxels,
-            "case_attention_mm3": by_id[case.case_id].attention_mm3,
-            "case_seconds": by_id[case.case_id].seconds,
-            "revision_order": case.organs.index(organ.organ) + 1 if organ.organ in case.organs else None,
-            **organ.model_dump(),
+            "rank": np.array([case.rank for case in ranked])[row_R],
+            "case_id": listed.case_id_N[row_R].astype(np.object_),
+            "score": np.array([case.score for case in ranked])[row_R],
+            "round": listed.round_N[row_R],
+            "attention_mode": listed.attention_mode_N[row_R].astype(np.object_),
+            "case_attention_voxels": listed.attention_voxels_N[row_R],
+            "case_attention_mm3": listed.attention_mm3_N[row_R],
+            "case_seconds": listed.seconds_N[row_R],
+            "revision_order": pd.arrays.IntegerArray(order_R, mask=order_R == 0),
+            "organ": np.array(listed.organs, np.object_)[organ_R],
+            **{name: getattr(listed, f"{name}_NK")[row_R, organ_R] for name in ORGAN_COLUMNS},
         }
-        for case in ranked
-        for organ in by_id[case.case_id].organs
-    ]
-    return pd.DataFrame(rows).astype({"revision_order": "Int64"}) if rows else pd.DataFrame(columns=["rank", "case_id", "score"])
+    ).astype({"case_id": "str", "attention_mode": "str", "organ": "str"})
 
 
-def write_priority(ranked: Sequence[RankedCase], scores: Sequence[CaseScores], *, csv_path: Path, parquet_path: Path) -> None:
+def write_priority(ranked: Sequence[RankedCase], scores: Scores, *, csv_path: Path, parquet_path: Path) -> None:
     """Both files, each whole or absent; the CSV last, so that its presence means done."""
     table = io.BytesIO()
     scores_table(ranked, scores).to_parquet(table, index=False)

@@ -1,17 +1,19 @@
 """Query strategies: in which order the annotator sees the cases of a round, and the organs of each.
 
-Every strategy ranks the same `CaseScores`; equal scores are ordered by case id, so that a list never depends on the order in
-which cases were predicted.
+Every strategy ranks the same `Scores`, in columns; equal scores are ordered by case id, so that a list never depends on the order
+in which cases were predicted. N cases, K organs.
 """
 
-import random
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, NonNegativeFloat
 
-from atlas_ray.records import CaseScores
 from atlas_ray.schema import Schema
+from atlas_ray.scores import Scores
 
 
 class RankedCase(Schema):
@@ -34,8 +36,8 @@ class AttentionSize(Schema):
 
     strategy: Literal["attention_size"] = "attention_size"
 
-    def rank(self, scores: Sequence[CaseScores]) -> list[RankedCase]:
-        return _ranked(scores, lambda case: float(case.attention_voxels))
+    def rank(self, scores: Scores) -> list[RankedCase]:
+        return ranked(scores, scores.attention_voxels_N, organs_by_heat(scores))
 
 
 class AttentionVolume(Schema):
@@ -43,8 +45,8 @@ class AttentionVolume(Schema):
 
     strategy: Literal["attention_volume"] = "attention_volume"
 
-    def rank(self, scores: Sequence[CaseScores]) -> list[RankedCase]:
-        return _ranked(scores, lambda case: case.attention_mm3)
+    def rank(self, scores: Scores) -> list[RankedCase]:
+        return ranked(scores, scores.attention_mm3_N, organs_by_heat(scores))
 
 
 class MeanEntropy(Schema):
@@ -55,8 +57,10 @@ class MeanEntropy(Schema):
 
     strategy: Literal["mean_entropy"] = "mean_entropy"
 
-    def rank(self, scores: Sequence[CaseScores]) -> list[RankedCase]:
-        return _ranked(scores, _mean_entropy)
+    def rank(self, scores: Scores) -> list[RankedCase]:
+        counts_NK = (scores.predicted_ml_NK > 0) | (scores.attention_voxels_NK > 0)
+        sums_N = scores.entropy_NK.sum(axis=1, where=counts_NK)
+        return ranked(scores, sums_N / np.maximum(1, counts_NK.sum(axis=1)), organs_by_heat(scores))
 
 
 class RandomOrder(Schema):
@@ -68,8 +72,8 @@ class RandomOrder(Schema):
     strategy: Literal["random"] = "random"
     seed: int = 0
 
-    def rank(self, scores: Sequence[CaseScores]) -> list[RankedCase]:
-        return _ranked(scores, lambda case: _draw(self.seed, case))
+    def rank(self, scores: Scores) -> list[RankedCase]:
+        return ranked(scores, _draws(self.seed, scores), organs_by_heat(scores))
 
 
 class ForegroundAwareRandom(Schema):
@@ -86,12 +90,13 @@ class ForegroundAwareRandom(Schema):
     seed: int = 0
     min_predicted_ml: NonNegativeFloat = 0.0
 
-    def rank(self, scores: Sequence[CaseScores]) -> list[RankedCase]:
-        return _ranked(scores, lambda case: _draw(self.seed, case) if self._organs(case) else 0.0, self._organs)
-
-    def _organs(self, case: CaseScores) -> tuple[str, ...]:
-        there = [organ.organ for organ in case.organs if organ.predicted_ml > self.min_predicted_ml]
-        return tuple(sorted(there, key=lambda organ: _draw(self.seed, case, organ)))
+    def rank(self, scores: Scores) -> list[RankedCase]:
+        there_NK = scores.predicted_ml_NK > self.min_predicted_ml
+        draws_NK = np.zeros(there_NK.shape)
+        for k, organ in enumerate(scores.organs):
+            draws_NK[:, k] = _draws(self.seed, scores, organ)
+        score_N = np.where(there_NK.any(axis=1), _draws(self.seed, scores), 0.0)
+        return ranked(scores, score_N, organs_in_order(scores, -draws_NK, there_NK))
 
 
 Strategy = Annotated[
@@ -100,29 +105,35 @@ Strategy = Annotated[
 ]
 
 
-def organs_by_heat(case: CaseScores) -> tuple[str, ...]:
-    """The paper's order of organs within a case: descending sum of stored heat, organs without any left out; ties by name."""
-    hot = [organ for organ in case.organs if organ.heat_sum > 0]
-    return tuple(organ.organ for organ in sorted(hot, key=lambda o: (-o.heat_sum, o.organ)))
+def organs_by_heat(scores: Scores) -> list[tuple[str, ...]]:
+    """The paper's order of organs within each case: descending sum of stored heat, organs without any left out; ties by name."""
+    return organs_in_order(scores, scores.heat_sum_NK, scores.heat_sum_NK > 0)
 
 
-def _ranked(
-    scores: Sequence[CaseScores],
-    score: Callable[[CaseScores], float],
-    organs: Callable[[CaseScores], tuple[str, ...]] = organs_by_heat,
-) -> list[RankedCase]:
-    ordered = sorted(((score(case), case) for case in scores), key=lambda pair: (-pair[0], pair[1].case_id))
-    return [
-        RankedCase(case_id=case.case_id, rank=rank, score=value, organs=organs(case))
-        for rank, (value, case) in enumerate(ordered, 1)
-    ]
+def organs_in_order(scores: Scores, value_NK: npt.NDArray[np.float64], wanted_NK: npt.NDArray[np.bool_]) -> list[tuple[str, ...]]:
+    """For each case its wanted organs by descending value, ties by name."""
+    by_name_K = np.argsort(scores.organs)
+    names_K = np.array(scores.organs, np.object_)[by_name_K]
+    keys_NK = np.where(wanted_NK, -np.asarray(value_NK, np.float64), np.inf)[:, by_name_K]
+    order_NK = names_K[np.argsort(keys_NK, axis=1, kind="stable")]
+    return [tuple(row[:count]) for row, count in zip(order_NK.tolist(), wanted_NK.sum(axis=1).tolist(), strict=True)]
 
 
-def _mean_entropy(case: CaseScores) -> float:
-    entropies = [organ.entropy for organ in case.organs if organ.predicted_ml > 0 or organ.attention_voxels > 0]
-    return sum(entropies) / len(entropies) if entropies else 0.0
+def ranked(scores: Scores, score_N: npt.NDArray[np.float64 | np.int64], organs: Iterable[tuple[str, ...]]) -> list[RankedCase]:
+    """The list: descending score, ties by case id.
+
+    Args:
+        score_N: of each case.
+        organs: of each case, to revise, in the order of `scores`.
+    """
+    order_N = np.lexsort((scores.case_id_N, -score_N)).tolist()
+    ids, values, listed = scores.case_id_N.tolist(), score_N.tolist(), list(organs)
+    return [RankedCase(case_id=ids[n], rank=rank, score=values[n], organs=listed[n]) for rank, n in enumerate(order_N, 1)]
 
 
-def _draw(seed: int, case: CaseScores, *what: str) -> float:
-    """A number in [0, 1), the same on every machine: random.Random hashes a string seed with SHA-512."""
-    return random.Random("/".join([str(seed), str(case.round), case.case_id, *what])).random()
+def _draws(seed: int, scores: Scores, *what: str) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each case, the same on every machine: the first 8 bytes of a SHA-256."""
+    texts = (
+        "/".join([str(seed), str(r), c, *what]) for r, c in zip(scores.round_N.tolist(), scores.case_id_N.tolist(), strict=True)
+    )
+    return np.array([int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 11 for text in texts], np.float64) / 2**53

@@ -1,8 +1,5 @@
 """Rank the predicted cases and put the first ones into the annotators' queue."""
 
-from collections import Counter
-from collections.abc import Sequence
-
 import numpy as np
 
 from atlas_ray.annotation.database import open_database
@@ -14,7 +11,8 @@ from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.prioritization.effort import Budget
 from atlas_ray.prioritization.export import write_priority
 from atlas_ray.prioritization.plots import attention_curve
-from atlas_ray.records import Case, CaseScores
+from atlas_ray.records import Case
+from atlas_ray.scores import Scores
 from atlas_ray.steps.predict import to_predict
 from atlas_ray.storage import write_atomically
 from atlas_ray.workspace import now
@@ -30,7 +28,7 @@ def prioritize_step(campaign: Campaign, round_index: int) -> Budget:
     """
     workspace = campaign.open_workspace()
     scores = round_scores(campaign, round_index)
-    if not scores:
+    if not len(scores):
         raise WorkspaceError(
             f"round {round_index} has no prediction to rank; run `python -m jobs.predict CONFIG --round {round_index}`"
         )
@@ -55,26 +53,22 @@ def prioritize_step(campaign: Campaign, round_index: int) -> Budget:
     return budget
 
 
-def round_scores(campaign: Campaign, round_index: int) -> list[CaseScores]:
+def round_scores(campaign: Campaign, round_index: int) -> Scores:
     """Scores of the predicted cases an annotator may be asked about: all but the holdout."""
     workspace = campaign.open_workspace()
     predicted = workspace.predicted(round_index)
-    return [
-        workspace.case_scores(round_index, c.case_id) for c in to_predict(campaign, ("train", "pool")) if c.case_id in predicted
-    ]
+    asked = [c.case_id for c in to_predict(campaign, ("train", "pool")) if c.case_id in predicted]
+    return Scores.of([workspace.case_scores(round_index, case_id) for case_id in asked])
 
 
-def _attention_metrics(scores: Sequence[CaseScores]) -> dict[str, float | None]:
-    sizes = np.array([s.attention_mm3 for s in scores])
-    by_organ: Counter[str] = Counter()
-    for case in scores:
-        by_organ.update({organ.organ: organ.attention_mm3 for organ in case.organs})
+def _attention_metrics(scores: Scores) -> dict[str, float | None]:
+    by_organ = dict(zip(scores.organs, scores.attention_mm3_NK.mean(axis=0).tolist(), strict=True))
     return {
-        "attention_size/mean_mm3": float(sizes.mean()),
-        "attention_size/median_mm3": float(np.median(sizes)),
-        "attention_size/max_mm3": float(sizes.max()),
-        "attention_size/mean_voxels": float(np.mean([s.attention_voxels for s in scores])),
-        **{f"attention_organ/{name}_mm3": total / len(scores) for name, total in by_organ.items()},
+        "attention_size/mean_mm3": float(scores.attention_mm3_N.mean()),
+        "attention_size/median_mm3": float(np.median(scores.attention_mm3_N)),
+        "attention_size/max_mm3": float(scores.attention_mm3_N.max()),
+        "attention_size/mean_voxels": float(scores.attention_voxels_N.mean()),
+        **{f"attention_organ/{name}_mm3": mean for name, mean in by_organ.items()},
     }
 
 

@@ -11,10 +11,11 @@ from atlas_ray.prioritization.export import priority_csv, scores_table, write_pr
 from atlas_ray.prioritization.plots import attention_curve
 from atlas_ray.prioritization.strategies import AttentionSize, RankedCase
 from atlas_ray.records import CaseScores, OrganScores
+from atlas_ray.scores import Scores
 
 
 @pytest.fixture
-def scores() -> list[CaseScores]:
+def scores() -> Scores:
     def case(case_id: str, **heat: float) -> CaseScores:
         organs = tuple(
             OrganScores(
@@ -34,7 +35,7 @@ def scores() -> list[CaseScores]:
             seconds=2.5,
         )
 
-    return [case("BDMAP_2", a=10, b=0, c=40), case("BDMAP_1", a=70, b=7, c=0), case("BDMAP_3", a=0, b=0, c=0)]
+    return Scores.of([case("BDMAP_2", a=10, b=0, c=40), case("BDMAP_1", a=70, b=7, c=0), case("BDMAP_3", a=0, b=0, c=0)])
 
 
 def test_the_papers_csv(scores):
@@ -50,7 +51,7 @@ def test_table_has_every_score(scores):
     assert table["revision_order"].fillna(0).tolist() == [1, 2, 0, 2, 0, 1, 0, 0, 0]
     assert table["attention_mm3"].tolist() == [140, 14, 0, 20, 0, 80, 0, 0, 0]
     assert table["case_attention_voxels"].tolist() == [77] * 3 + [50] * 3 + [0] * 3
-    assert len(scores_table([], [])) == 0
+    assert len(scores_table([], Scores.of([]))) == 0
 
 
 def test_files_are_written_and_read_back(scores, tmp_path):

@@ -14,6 +14,7 @@ from atlas_ray.prioritization.strategies import (
     organs_by_heat,
 )
 from atlas_ray.records import CaseScores, OrganScores
+from atlas_ray.scores import Scores
 
 
 def organ(name: str, *, voxels: int = 1, mm3: float = 1.0, heat: float = 1.0, ml: float = 1.0, entropy: float = 0.0) -> OrganScores:
@@ -60,43 +61,45 @@ def order(ranked: list[RankedCase]) -> list[str]:
 )
 def test_order_and_scores(strategy, expected, scores, cases):
     for given in (cases, cases[::-1]):
-        ranked = strategy.rank(given)
+        ranked = strategy.rank(Scores.of(given))
         assert order(ranked) == expected
         assert [c.score for c in ranked] == pytest.approx(scores)
 
 
 def test_organs_by_descending_heat_without_cold_ones(cases):
-    assert [organs_by_heat(c) for c in cases] == [("b", "a"), ("a",), ("a", "b"), ()]  # 3 and 3: by name
-    assert AttentionSize().rank(cases)[0].organs == ("b", "a")
+    assert organs_by_heat(Scores.of(cases)) == [("b", "a"), ("a",), ("a", "b"), ()]  # 3 and 3: by name
+    assert AttentionSize().rank(Scores.of(cases))[0].organs == ("b", "a")
 
 
 def test_random_order_is_fixed_by_seed_and_round():
     many = [case(f"case_{i:02d}", organ("a")) for i in range(30)]
-    ranked = order(RandomOrder(seed=4).rank(many))
-    assert ranked == order(RandomOrder(seed=4).rank(many[::-1]))
+    ranked = order(RandomOrder(seed=4).rank(Scores.of(many)))
+    assert ranked == order(RandomOrder(seed=4).rank(Scores.of(many[::-1])))
     assert sorted(ranked) == [c.case_id for c in many]
     assert ranked != sorted(ranked)
-    assert ranked != order(RandomOrder(seed=5).rank(many))
-    assert ranked != order(RandomOrder(seed=4).rank([c.model_copy(update={"round": 2}) for c in many]))
-    assert [c for c in ranked if c != "case_07"] == order(RandomOrder(seed=4).rank([c for c in many if c.case_id != "case_07"]))
+    assert ranked != order(RandomOrder(seed=5).rank(Scores.of(many)))
+    assert ranked != order(RandomOrder(seed=4).rank(Scores.of([c.model_copy(update={"round": 2}) for c in many])))
+    assert [c for c in ranked if c != "case_07"] == order(
+        RandomOrder(seed=4).rank(Scores.of([c for c in many if c.case_id != "case_07"]))
+    )
 
 
 def test_foreground_aware_random_puts_cases_without_organs_last(cases):
     for seed in range(20):
-        ranked = ForegroundAwareRandom(seed=seed).rank(cases)
+        ranked = ForegroundAwareRandom(seed=seed).rank(Scores.of(cases))
         assert order(ranked)[-1] == "empty"
         organs = {c.case_id: c.organs for c in ranked}
         assert organs["empty"] == ()
         assert organs["thick"] == ("a",)
         assert sorted(organs["tied_b"]) == ["a", "b"]  # an organ without attention may be drawn: it is a random baseline
-    drawn = {ForegroundAwareRandom(seed=s).rank(cases)[0].organs for s in range(20)}
+    drawn = {ForegroundAwareRandom(seed=s).rank(Scores.of(cases))[0].organs for s in range(20)}
     assert ("a", "b") in drawn
     assert ("b", "a") in drawn
-    assert all(c.organs == () for c in ForegroundAwareRandom(min_predicted_ml=1.0).rank(cases))
+    assert all(c.organs == () for c in ForegroundAwareRandom(min_predicted_ml=1.0).rank(Scores.of(cases)))
 
 
 @pytest.mark.parametrize("name", ["attention_size", "attention_volume", "mean_entropy", "random", "foreground_aware_random"])
 def test_chosen_by_name_and_empty_pool(name):
     strategy = TypeAdapter(Strategy).validate_python({"strategy": name})
     assert strategy.strategy == name
-    assert strategy.rank([]) == []
+    assert strategy.rank(Scores.of([])) == []
