@@ -30,6 +30,7 @@ from atlas_ray.segmentation.architectures import Architecture, NNUNet, SwinUNETR
 from atlas_ray.segmentation.inference import Inference
 from atlas_ray.segmentation.pseudo_labels import PseudoLabels
 from atlas_ray.segmentation.schedule import Schedule
+from atlas_ray.strict_yaml import parse_yaml, read_yaml
 from atlas_ray.workspace import Workspace
 
 
@@ -150,10 +151,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
         ConfigError: no such file, no valid YAML, or a key or value that is not allowed; names file, path and nearest key.
     """
     path = _find(path)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values, such as `name: my_campaign`")
     for override in overrides:
@@ -225,10 +223,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
             if not isinstance(node.get(parent), dict | list):
                 node[parent] = {}
             node = node[parent]
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: {text!r} is not valid YAML") from error
+    value = parse_yaml(text, where=f"--set {override!r}: {text!r}")
     if isinstance(node, list):
         _item(node, last, override)
         node[int(last)] = value

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from atlas_ray.exceptions import ConfigError, LabelError
 from atlas_ray.schema import Schema
+from atlas_ray.strict_yaml import read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LabelMap = npt.NDArray[np.uint8]  # [X, Y, Z], values are label ids, 0 is background
@@ -194,6 +194,6 @@ def load_organs(name_or_path: str | Path) -> Organs:
         known = ", ".join(sorted(p.stem for p in (CONFIGS / "organs").glob("*.yaml")))
         raise ConfigError(f"organ set {str(name_or_path)!r} not found at {path}; a path to a YAML file or one of: {known}")
     try:
-        return Organs.model_validate(yaml.safe_load(path.read_text()))
-    except (ValidationError, yaml.YAMLError) as error:
+        return Organs.model_validate(read_yaml(path))
+    except ValidationError as error:
         raise ConfigError(f"{path} is not an organ set: {error}") from error

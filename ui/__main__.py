@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
@@ -24,6 +23,7 @@ from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.annotation.review import Role
 from atlas_ray.exceptions import AtlasError, ConfigError
 from atlas_ray.organs import CONFIGS, Organs, load_organs
+from atlas_ray.strict_yaml import read_yaml
 from atlas_ray.workspace import Workspace
 from ui.login import LOOPBACK
 from ui.store import campaign_settings, newest_round
@@ -87,7 +87,7 @@ def find_workspace(path: Path) -> Workspace:
         path = CONFIGS / f"{path}.yaml"
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; a workspace folder or a campaign's YAML file is allowed")
-    config = yaml.safe_load(path.read_text()) or {}
+    config = read_yaml(path) or {}
     if not isinstance(config, dict) or not config.get("workspace"):
         raise ConfigError(f"{path} has no key 'workspace'; it names the campaign's folder")
     return Workspace(config["workspace"])

@@ -19,7 +19,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from atlas_ray.annotation.agreement import TOLERANCE_MM, OrganAgreement, agreement
 from atlas_ray.annotation.database import Database
@@ -36,9 +35,10 @@ from atlas_ray.annotation.revisions import (
     diff_runs,
     encode_runs,
 )
-from atlas_ray.exceptions import ConfigError, WorkspaceError
+from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case, Revision
+from atlas_ray.strict_yaml import read_yaml
 from atlas_ray.volume import Volume, nifti_bytes, read_volume
 from atlas_ray.workspace import Workspace
 from ui.tools import Proposal, Subject, propose
@@ -478,10 +478,7 @@ def campaign_settings(path: Path) -> Record:
     """What the app needs of campaign.yaml, without what it does not say; {} where there is no file."""
     if not path.is_file():
         return {}
-    try:
-        config = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    config = read_yaml(path) or {}
     annotation = config.get("annotation") or {}
     wanted = {"organs": config.get("organs"), "tracking_uri": (config.get("tracking") or {}).get("uri")}
     wanted |= {key: annotation.get(key) for key in ("database", "lease_minutes", "second_reader_share")}

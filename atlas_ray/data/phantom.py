@@ -22,7 +22,6 @@ from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from pydantic import Field, NonNegativeFloat, ValidationError, field_validator
 from scipy.ndimage import find_objects, gaussian_filter, gaussian_filter1d, maximum_filter1d
 from scipy.spatial.transform import Rotation
@@ -31,6 +30,7 @@ from atlas_ray.exceptions import ConfigError, LabelError
 from atlas_ray.organs import CONFIGS, LabelMap, Organs
 from atlas_ray.resampling import resample_labels, shape_at_spacing
 from atlas_ray.schema import Fraction, IntTriple, Millimeters, Schema, Triple
+from atlas_ray.strict_yaml import read_yaml
 from atlas_ray.volume import Affine, Volume, reorient
 
 F32 = npt.NDArray[np.float32]
@@ -529,8 +529,8 @@ def load_hounsfield() -> Hounsfield:
 def _load(name: str, schema: type[S]) -> S:
     path = CONFIGS / "phantom" / f"{name}.yaml"
     try:
-        return schema.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, ValidationError, yaml.YAMLError) as error:
+        return schema.model_validate(read_yaml(path))
+    except ValidationError as error:
         raise ConfigError(f"{path} cannot be used: {error}") from error
 
 

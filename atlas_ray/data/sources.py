@@ -22,7 +22,6 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from atlas_ray.data.phantom import Patient, Phantom, Texture, procedural_patient, textured_patient
@@ -31,6 +30,7 @@ from atlas_ray.organs import CONFIGS, Organs, load_organs
 from atlas_ray.records import Split
 from atlas_ray.schema import Millimeters, Schema
 from atlas_ray.storage import new_folder, write_atomically
+from atlas_ray.strict_yaml import read_yaml
 from atlas_ray.volume import Volume, nifti_bytes, read_volume
 from atlas_ray.workspace import Workspace
 
@@ -352,11 +352,9 @@ def load_dataset(name_or_path: str | Path) -> DatasetFile:
         known = ", ".join(sorted(p.stem for p in (CONFIGS / "datasets").glob("*.yaml")))
         raise ConfigError(f"dataset {str(name_or_path)!r} not found at {path}; a path to a YAML file or one of: {known}")
     try:
-        return DatasetFile.model_validate(yaml.safe_load(path.read_text()))
+        return DatasetFile.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"{path} does not describe a dataset: {_first(error)}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
 
 
 # --- synthetic -------------------------------------------------------------------------------------------------------
