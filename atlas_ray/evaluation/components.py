@@ -1,0 +1,140 @@
+"""Does the attention find the errors? Regions of error against regions of attention (paper section 3.1, table 1).
+
+An error is a voxel where pseudo-label and truth differ for an organ, in either direction. Errors and attention are cut into
+connected regions (26 neighbors). The authors published no code for this metric (paper-algorithm a.8); what they leave open is
+stated in `Rules`.
+
+    sensitivity   error regions that attention covers, of all error regions
+    precision     attention regions that lie on an error, of all attention regions
+
+and the same two counted in voxels, which asks much more: attention is a hint and not a mask.
+"""
+
+from collections.abc import Sequence
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from atlas_ray.schema import Fraction, Millimeters, Schema, Triple
+
+Mask = npt.NDArray[np.bool_]  # [X, Y, Z]
+Box = tuple[slice, ...]
+
+
+class Rules(Schema):
+    """How predictions are measured against a reference.
+
+    Args:
+        min_error_mm3: smaller error regions are not asked for: nobody would correct them. 64 is a 4 mm cube.
+        min_attention_mm3: smaller attention regions are not counted; the attention's own minimum comes before it.
+        min_overlap: share of a region that must lie in the other map. 0: one voxel is enough, the paper's "once an error is
+            detected, it counts as a hit".
+        tolerance_mm: of surface Dice.
+        resamples: of the bootstrap over cases; confidence of its intervals; seed.
+    """
+
+    min_error_mm3: NonNegativeFloat = 64.0
+    min_attention_mm3: NonNegativeFloat = 0.0
+    min_overlap: Fraction = 0.0
+    tolerance_mm: Millimeters = 2.0
+    resamples: PositiveInt = 2000
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    seed: NonNegativeInt = 0
+
+
+class Detection(Schema):
+    """One organ of one case, or a sum of them.
+
+    Args:
+        errors, hit: error regions, and how many of them attention covers.
+        regions, right: attention regions, and how many of them lie on an error.
+        error_voxels, attention_voxels, shared_voxels: of both maps, whatever the regions' size.
+    """
+
+    errors: int = 0
+    hit: int = 0
+    regions: int = 0
+    right: int = 0
+    error_voxels: int = 0
+    attention_voxels: int = 0
+    shared_voxels: int = 0
+
+    @property
+    def sensitivity(self) -> float | None:
+        """None where there is no error to find."""
+        return ratio(self.hit, self.errors)
+
+    @property
+    def precision(self) -> float | None:
+        """None where there is no attention."""
+        return ratio(self.right, self.regions)
+
+    @property
+    def voxel_sensitivity(self) -> float | None:
+        return ratio(self.shared_voxels, self.error_voxels)
+
+    @property
+    def voxel_precision(self) -> float | None:
+        return ratio(self.shared_voxels, self.attention_voxels)
+
+
+def detect(error_XYZ: Mask, attention_XYZ: Mask, spacing: Triple, rules: Rules) -> Detection:
+    """Compare one organ's errors with its attention, on one grid. Raises ValueError where the shapes differ.
+
+    Args:
+        spacing: mm, array-axis order.
+    """
+    if error_XYZ.shape != attention_XYZ.shape:
+        raise ValueError(f"errors of shape {error_XYZ.shape} and attention of shape {attention_XYZ.shape} cannot be compared")
+    window = bounding_box(error_XYZ | attention_XYZ)
+    if window is None:
+        return Detection()
+    error, attention = error_XYZ[window], attention_XYZ[window]
+    voxel_mm3 = float(np.prod(spacing))
+    errors, hit = _covered(error, attention, rules.min_error_mm3 / voxel_mm3, rules.min_overlap)
+    regions, right = _covered(attention, error, rules.min_attention_mm3 / voxel_mm3, rules.min_overlap)
+    return Detection(
+        errors=errors,
+        hit=hit,
+        regions=regions,
+        right=right,
+        error_voxels=int(np.count_nonzero(error)),
+        attention_voxels=int(np.count_nonzero(attention)),
+        shared_voxels=int(np.count_nonzero(error & attention)),
+    )
+
+
+def total(detections: Sequence[Detection]) -> Detection:
+    """Regions and voxels added up."""
+    return Detection(**{name: sum(getattr(d, name) for d in detections) for name in Detection.model_fields})
+
+
+def regions_of(mask_XYZ: Mask) -> tuple[npt.NDArray[np.integer], int]:
+    """Number of each voxel's connected region (26 neighbors), 1..C, 0 outside; and C."""
+    mask = mask_XYZ
+    if sorted(mask.shape)[1] == 1:
+        mask = np.pad(mask, (0, 1))  # cc3d 4.1.1 raises "maximum length exception" on lines such as 1 0 1
+    labels, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26, return_N=True)
+    x, y, z = mask_XYZ.shape
+    return labels[:x, :y, :z], int(count)
+
+
+def bounding_box(mask_XYZ: Mask) -> Box | None:
+    """Of what is set, None where nothing is."""
+    spans = [np.flatnonzero(mask_XYZ.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return tuple(slice(int(s[0]), int(s[-1]) + 1) for s in spans) if spans[0].size else None
+
+
+def ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _covered(own: Mask, other: Mask, min_voxels: float, min_overlap: float) -> tuple[int, int]:
+    """How many regions of `own` are large enough, and how many of those `other` covers by more than `min_overlap`, or touches."""
+    labels, count = regions_of(own)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    shared = np.bincount(labels[other & own], minlength=count + 1)[1:]
+    large = sizes >= max(1, min_voxels)
+    return int(large.sum()), int((large & (shared > 0) & (shared >= min_overlap * sizes)).sum())
