@@ -30,6 +30,7 @@ from atlas_ray.segmentation.architectures import Architecture, NNUNet, SwinUNETR
 from atlas_ray.segmentation.inference import Inference
 from atlas_ray.segmentation.pseudo_labels import PseudoLabels
 from atlas_ray.segmentation.schedule import Schedule
+from atlas_ray.storage import absolute, is_url
 from atlas_ray.strict_yaml import parse_yaml, read_yaml
 from atlas_ray.workspace import Workspace
 
@@ -115,6 +116,10 @@ class Campaign(Schema):
                 raise ValueError(f"{section}.per_architecture names {unknown}; the campaign has {names}")
         if unknown := sorted(set(self.inference.architectures) - set(names)):
             raise ValueError(f"inference names {unknown} in overlaps or coarse; the campaign has {names}")
+        if is_url(self.workspace):
+            missing = {"annotation.database": self.annotation.database, "tracking.uri": self.tracking.uri}
+            if unset := [key for key, value in missing.items() if not value]:
+                raise ValueError(f"workspace {self.workspace}: a bucket holds no SQLite file; set {' and '.join(unset)}")
         given, on_gpus = self.attention.criterion_names, type(self.attention)().criterion_names
         if self.cluster.gpus_per_task and given != on_gpus:
             raise ValueError(f"cluster.gpus_per_task: attention on a GPU has {', '.join(on_gpus)}; this has {', '.join(given)}")
@@ -162,8 +167,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
         raise ConfigError("\n".join(_explain(path, e) for e in _causes(error))) from error
     return campaign.model_copy(
         update={
-            "workspace": str(Path(campaign.workspace).expanduser().absolute()),
-            "data_root": campaign.data_root and str(Path(campaign.data_root).expanduser().absolute()),
+            "workspace": absolute(campaign.workspace),
+            "data_root": campaign.data_root and absolute(campaign.data_root),
             "organs": _organs_path(campaign.organs, path),
         }
     )

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from atlas_ray.exceptions import ConfigError, WorkspaceError
+from atlas_ray.exceptions import ConfigError
 
 SCHEMES = ("s3", "gs")
 MARKER = ".whole"  # in a bucket's folder that was written as one, uploaded last
@@ -55,6 +55,11 @@ def place(where: "str | Path | BucketPath") -> Path:
     if not key.strip("/"):
         raise ConfigError(f"{where}: names no bucket; write {scheme}://bucket/folder")
     return cast(Path, BucketPath(scheme, posixpath.normpath(key.strip("/"))))
+
+
+def absolute(where: str) -> str:
+    """A path from the root of this machine's disk; a URL is that already."""
+    return str(place(where).expanduser().absolute())
 
 
 @functools.cache
@@ -260,7 +265,7 @@ class BucketPath:
         except FileNotFoundError:
             raise FileNotFoundError(str(self)) from None
         except OSError as error:
-            raise WorkspaceError(f"{self}: {str(error).splitlines()[0][:300]}") from error
+            raise OSError(f"{self}: {str(error).splitlines()[0][:300]}") from error
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
@@ -356,6 +361,16 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     """A reader sees the old file or the new one, never half of one."""
     with new_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def append_line(path: Path, line: str) -> None:
+    """One more line of a small log. In a bucket the object is written anew, so one writer at a time."""
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{line}\n")
+        return
+    write_atomically(path, (path.read_text() if path.exists() else "") + f"{line}\n")
 
 
 @contextlib.contextmanager

@@ -248,3 +248,13 @@ def test_criteria_that_no_gpu_kernel_has_are_refused_before_anything_runs(tmp_pa
     assert load_config(path).cluster.gpus_per_task == 0
     wanted = "attention on a GPU has predictive_entropy, disagreement, overlap; this has disagreement, overlap"
     assert wanted in refusal(path, "cluster.gpus_per_task=0.5")
+
+
+def test_a_workspace_in_a_bucket_needs_servers_for_what_sqlite_does(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("name: c\nworkspace: s3://bucket/c\ndatasets: [{source: phantom, name: p, count: 1, split: pool}]\n")
+    with pytest.raises(ConfigError, match=r"annotation\.database and tracking\.uri"):
+        load_config(file)
+    campaign = load_config(file, ["annotation.database=postgresql+psycopg://db/atlas", "tracking.uri=http://mlflow:5000"])
+    assert campaign.workspace == "s3://bucket/c"
+    assert str(campaign.open_workspace().manifest) == "s3://bucket/c/manifest.jsonl"

@@ -26,6 +26,7 @@ from pydantic import BaseModel, Field, ValidationError
 from atlas_ray.annotation.queue import WorkItem
 from atlas_ray.exceptions import CaseError, LabelError
 from atlas_ray.organs import LabelMap, Organs
+from atlas_ray.storage import place
 from atlas_ray.volume import Volume, corner_distance_mm, nifti_bytes, read_volume, same_grid
 from ui.api import Round, User, UserRole
 from ui.login import SLICER, LoginRefused, Principal, address_of, current_principal, read_form
@@ -171,8 +172,8 @@ def next_sample(
     if item is None:
         return {}
     sample = {"id": item.case_id, "name": f"{item.case_id}.nii.gz", "PatientID": item.case_id, "weight": item.score}
-    path = Path(store.case(item.case_id).image)
-    if principal.auth == "none" and path.is_file():  # the client is on this machine, and reads the file itself
+    path = place(store.case(item.case_id).image)
+    if principal.auth == "none" and isinstance(path, Path) and path.is_file():
         sample["path"] = str(path)
     return sample | {"organs": item.organs, "lease_expires": item.lease_expires}
 

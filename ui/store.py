@@ -38,6 +38,7 @@ from atlas_ray.annotation.revisions import (
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case, Revision
+from atlas_ray.storage import place
 from atlas_ray.strict_yaml import read_yaml
 from atlas_ray.volume import Volume, nifti_bytes, read_volume
 from atlas_ray.workspace import Workspace
@@ -432,7 +433,7 @@ def split_address(address: str) -> tuple[str, int | None]:
 
 def display_image(case: Case) -> bytes:
     """The case's image as int16 .nii.gz with its geometry in the sform: the file itself where it is that already."""
-    path = Path(case.image)
+    path = place(case.image)
     if path.is_file() and _is_served_as_it_lies(path):
         return path.read_bytes()
     volume = read_volume(path, series_uid=case.series_uid)
@@ -456,7 +457,7 @@ def _is_served_as_it_lies(path: Path) -> bool:
     if start[:2] != b"\x1f\x8b" or start[3] & GZIP_EXTRA_FIELD:
         return False
     try:
-        with gzip.open(path) as file:
+        with path.open("rb") as packed, gzip.open(packed) as file:
             header = file.read(348)
     except (OSError, EOFError):
         return False

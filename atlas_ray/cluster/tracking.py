@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.config import Campaign, flat
+from atlas_ray.storage import append_line, as_local
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +61,12 @@ class Run:
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a small file (CSV, plot, JSON) to the run."""
-        self._send("artifact", str(path), lambda c: c.log_artifact(self.run_id, str(path), folder))
+
+        def send(client: Any) -> None:
+            with as_local(path) as local:
+                client.log_artifact(self.run_id, str(local), folder)
+
+        self._send("artifact", str(path), send)
 
     def end(self, status: str) -> None:
         """FINISHED or FAILED; otherwise the run would stay RUNNING for ever."""
@@ -78,11 +84,8 @@ class Run:
 
     def _keep(self, what: str, values: Any, where: Mapping[str, int]) -> None:
         if self._backlog is not None:
-            self._backlog.parent.mkdir(parents=True, exist_ok=True)
-            with self._backlog.open("a") as file:
-                file.write(
-                    json.dumps({"key": self.key, "run": self.run_id, "what": what, **where, "values": values}, default=str) + "\n"
-                )
+            entry = {"key": self.key, "run": self.run_id, "what": what, **where, "values": values}
+            append_line(self._backlog, json.dumps(entry, default=str))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from atlas_ray.exceptions import CaseError, DatasetError, GeometryError, LabelEr
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.schema import Millimeters, Schema
-from atlas_ray.storage import write_atomically
+from atlas_ray.storage import place, write_atomically
 from atlas_ray.volume import Array, Volume, dicom_files, form_disagreement_mm, onto_grid_of, read_volume, write_volume
 from atlas_ray.workspace import Workspace, write_lines
 
@@ -185,7 +185,7 @@ def finished(candidate: Candidate, organs: Organs, workspace: Workspace, checks:
     except (FileNotFoundError, ValidationError):  # none yet, or written by another version: do it again
         return None
     written = [workspace.label(candidate.case_id)] if record.case.labeled_organs else []
-    written += [Path(record.case.truth)] if record.case.truth else []
+    written += [place(record.case.truth)] if record.case.truth else []
     whole = all(p.exists() for p in written)
     return record.case if whole and record.fingerprint == _fingerprint(candidate, organs, checks) else None
 
@@ -205,15 +205,15 @@ def _state(path: Path) -> tuple[str, int, int] | None:
 
 
 def _files_of(candidate: Candidate) -> list[Path]:
-    image = Path(candidate.image)
+    image = place(candidate.image)
     try:
         files = sorted(image.iterdir()) if image.is_dir() else [image]
     except OSError:
         files = [image]
     if isinstance(candidate.labels, LabelMapFile):
-        files.append(Path(candidate.labels.path))
+        files.append(place(candidate.labels.path))
     elif isinstance(candidate.labels, OrganMasks):
-        files += [Path(p) for p in candidate.labels.paths.values()]
+        files += [place(p) for p in candidate.labels.paths.values()]
     return files
 
 
@@ -292,7 +292,7 @@ def _remove_labels(case_id: str, workspace: Workspace) -> None:
 
 def sha256_of(image: str | Path, series_uid: str | None = None) -> str:
     """Of a file's bytes; of a DICOM series, of its slices' digests in sorted order, so that renamed slices give the same."""
-    path = Path(image)
+    path = place(image)
     if not path.is_dir():
         return _file_digest(path).hex()
     digests = sorted(_file_digest(p) for p in dicom_files(path, series_uid))
@@ -365,13 +365,13 @@ def _labels(
     if candidate.labels is None:
         return None, (), 0
     if isinstance(candidate.labels, LabelMapFile):
-        path = Path(candidate.labels.path)
+        path = place(candidate.labels.path)
         if not path.is_file():
             raise LabelError(f"no label at {path}")
         label = _onto(image, read_label(str(path), organs, to=organs, ids=candidate.labels.ids), path, checks)
         return label.voxels, candidate.labeled_organs, 0
     wanted = organs.names if candidate.truth else candidate.labeled_organs
-    paths = {name: Path(candidate.labels.paths[name]) for name in wanted}
+    paths = {name: place(candidate.labels.paths[name]) for name in wanted}
     present = {name: path for name, path in paths.items() if path.is_file()}
     missing = [name for name in wanted if name not in present]
     if missing and (candidate.truth or not present):

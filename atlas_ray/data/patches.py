@@ -14,6 +14,7 @@ from pydantic import Field
 
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.schema import Fraction, IntTriple, Schema
+from atlas_ray.storage import kept_local
 
 if TYPE_CHECKING:
     import blosc2
@@ -42,6 +43,7 @@ def open_cached(folder: Path, known: npt.NDArray[np.bool_]) -> CachedCase:
     """Open a cache entry; no voxel is read before a patch is."""
     import blosc2
 
+    folder = kept_local(folder)
     image, label = (blosc2.open(str(folder / f"{name}.b2nd"), mode="r", dparams={"nthreads": 1}) for name in ("image", "label"))
     return CachedCase(image, label, np.load(folder / "foreground.npy", mmap_mode="r"), known)
 

@@ -29,7 +29,7 @@ from atlas_ray.exceptions import ConfigError, DatasetError, LabelError
 from atlas_ray.organs import CONFIGS, Organs, load_organs
 from atlas_ray.records import Split
 from atlas_ray.schema import Millimeters, Schema
-from atlas_ray.storage import new_folder, write_atomically
+from atlas_ray.storage import is_url, is_whole, new_folder, place, write_atomically
 from atlas_ray.strict_yaml import read_yaml
 from atlas_ray.volume import Volume, nifti_bytes, read_volume
 from atlas_ray.workspace import Workspace
@@ -139,10 +139,10 @@ def prepare(candidate: Candidate, organs: Organs) -> None:
     """
     if candidate.recipe is None:
         return
-    folder = Path(candidate.image).parent
+    folder = place(candidate.image).parent
     recipe = json.dumps({"recipe": json.loads(candidate.recipe.model_dump_json()), "organs": json.loads(organs.model_dump_json())})
     made_by = folder / RECIPE
-    if made_by.is_file() and made_by.read_text() == recipe:
+    if is_whole(folder) and made_by.is_file() and made_by.read_text() == recipe:
         return
     patient = candidate.recipe.make(organs)
     with new_folder(folder) as partial:
@@ -518,8 +518,10 @@ def _patient_seed(name: str, seed: int, case: str) -> int:
 
 
 def resolve_root(root: str, data_root: str | Path | None) -> Path:
-    """A dataset's folder: absolute, relative to the campaign's data_root, or without one to the current folder."""
-    return (Path(data_root or ".").expanduser() / Path(root).expanduser()).absolute()
+    """A dataset's folder: absolute or a URL, relative to the campaign's data_root, or without one to the current folder."""
+    if is_url(root):
+        return place(root)
+    return (place(data_root or ".").expanduser() / str(Path(root).expanduser())).absolute()
 
 
 def known_organs() -> set[str]:

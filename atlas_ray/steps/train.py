@@ -22,6 +22,7 @@ from atlas_ray.organs import Organs
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.schema import Schema
 from atlas_ray.segmentation.checkpoints import Provenance as CheckpointProvenance
+from atlas_ray.storage import is_whole, place
 from atlas_ray.workspace import Workspace, file_sha256, now
 
 log = logging.getLogger(__name__)
@@ -146,9 +147,9 @@ def _cache_one(
 ) -> training.TrainingCase | Quarantined:
     case = labeled.case
     try:
-        folder = Workspace(root).cache(cache_key(case, Path(labeled.label), preprocessing, organs), case.case_id)
-        if not folder.exists():
-            write_cache(folder, case, Path(labeled.label), preprocessing, organs)
+        folder = Workspace(root).cache(cache_key(case, place(labeled.label), preprocessing, organs), case.case_id)
+        if not is_whole(folder):
+            write_cache(folder, case, place(labeled.label), preprocessing, organs)
     except (CaseError, OSError) as error:
         return Quarantined(case_id=case.case_id, step="cache", reason=str(error), path=case.image)
     return training.TrainingCase(case_id=case.case_id, folder=str(folder), known_organs=labeled.known_organs)
