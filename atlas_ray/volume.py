@@ -342,6 +342,18 @@ def _header_for(volume: Volume, voxels: Array) -> Any:
     return header
 
 
+def without_text(volume: Volume) -> Volume:
+    """The same grid and voxels, with a header that bears no free text and no extension: both may name a patient."""
+    if volume.header is None:
+        return volume
+    header = volume.header.copy()
+    header.extensions.clear()
+    for field in ("data_type", "db_name", "descrip", "aux_file", "intent_name"):
+        if field in header:  # NIfTI-2 has fewer
+            header[field] = b""
+    return replace(volume, header=header)
+
+
 def header_bytes(volume: Volume) -> bytes:
     """The NIfTI header as its 348 or 540 bytes, so that it can travel between processes; b"" for a volume without one."""
     return b"" if volume.header is None else bytes(volume.header.binaryblock)
@@ -411,17 +423,35 @@ def _dcmread(path: Path, **choice: Any) -> Any:
         return pydicom.dcmread(stream, **choice)
 
 
-def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
+def dicom_grid(folder: str | Path, series_uid: str | None) -> tuple[list[Path], Affine]:
+    """The slices of a series in the order of the volume's last axis, and the volume's affine.
+
+    Raises:
+        CaseError: as `read_volume`.
+    """
+    folder = place(folder)
     files = dicom_files(folder, series_uid)
     try:
         heads = [_dcmread(path, stop_before_pixels=True) for path in files]
         _require_one_ct(folder, heads)
         order, affine = _dicom_grid(folder, heads)
-        voxels = np.empty((heads[0].Columns, heads[0].Rows, len(files)), np.int16, order="F")
-        for k, index in enumerate(order):  # one decoded slice at a time: pydicom keeps what it decodes
-            voxels[:, :, k] = _hounsfield(_dcmread(files[index])).T
     except DICOM_ERRORS as error:
         raise CaseError(f"{folder}: a slice cannot be read: {error}") from error
+    return [files[index] for index in order], affine
+
+
+def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
+    files, affine = dicom_grid(folder, series_uid)
+    voxels: Array | None = None
+    try:
+        for k, path in enumerate(files):  # one decoded slice at a time: pydicom keeps what it decodes
+            slice_XY = _hounsfield(_dcmread(path)).T
+            if voxels is None:
+                voxels = np.empty((*slice_XY.shape, len(files)), np.int16, order="F")
+            voxels[:, :, k] = slice_XY
+    except DICOM_ERRORS as error:
+        raise CaseError(f"{folder}: a slice cannot be read: {error}") from error
+    assert voxels is not None  # a series has a slice
     return Volume(voxels, affine)
 
 

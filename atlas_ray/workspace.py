@@ -21,6 +21,7 @@
         priority.csv, priority.parquet, plots
         annotations/<case>/       label.nii.gz, provenance.json: the merged current truth after this round
         evaluation.json, record.json
+        release/<layout>/         what was exported
 
 Every file appears whole or not at all, and a step's result is written last: if it is there, the step is done.
 """
@@ -160,6 +161,10 @@ class Workspace:
 
     def evaluation(self, round_index: int, split: str = "holdout") -> Path:
         return self.round(round_index) / f"evaluation_{split}.json"
+
+    def release(self, round_index: int, layout: str) -> Path:
+        """Where an export goes unless it is told otherwise."""
+        return self.round(round_index) / "release" / layout
 
     def record(self, round_index: int) -> Path:
         return self.round(round_index) / "record.json"

@@ -1,6 +1,6 @@
-"""Release the campaign's current truth as a dataset in AbdomenAtlas' layout.
+"""Release the campaign's current truth as a dataset, in the layout of AbdomenAtlas, of nnU-Net, or as DICOM SEG.
 
-python -m jobs.export CONFIG [--round N] [--out FOLDER] [--set key=value] [--dry-run]
+python -m jobs.export CONFIG [--layout NAME] [--round N] [--out FOLDER] [--set key=value] [--dry-run]
 """
 
 from pathlib import Path
@@ -10,28 +10,45 @@ import typer
 
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, progress, run
-from atlas_ray.release import plan_release, release
+from atlas_ray.release.export import release
+from atlas_ray.release.layouts import LAYOUTS, choose_layout
+from atlas_ray.release.plan import plan_release
 
+LayoutOption = Annotated[str, typer.Option("--layout", help=f"One of {', '.join(LAYOUTS)}.")]
+ImagesOption = Annotated[
+    str | None, typer.Option("--images", help="link, copy (without the text of their headers) or none; link where none is said.")
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; without it, the round's folder.")
 ]
 
 
 def main(
-    config: ConfigArgument, round_: RoundOption = 0, out: OutOption = None, set_: SetOption = None, dry_run: DryRunOption = False
+    config: ConfigArgument,
+    layout: LayoutOption = LAYOUTS[0],
+    images: ImagesOption = None,
+    round_: RoundOption = 0,
+    out: OutOption = None,
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
-    """Write labels, masks and tables of every case but the holdout, as known after a round. Images stay where they are."""
+    """Write labels and tables of every case but the holdout, as known after a round."""
+    chosen = choose_layout(layout, images)
     campaign = open_campaign(config, set_, dry_run=dry_run)
+    organs = campaign.load_organs()
     planned, unknown = plan_release(campaign, round_)
-    folder = (out or campaign.open_workspace().round(round_) / "release").absolute()
+    left_out = [(p.case.case_id, why) for p in planned if (why := chosen.refusal(p, organs))]
+    left_out += [(c.case_id, "nothing is known of it yet") for c in unknown]
+    planned = [p for p in planned if not chosen.refusal(p, organs)]
+    folder = (out or campaign.open_workspace().release(round_, layout)).absolute()
     if dry_run:
-        rows = [(p.case.case_id, p.basis, p.round) for p in planned] + [(c.case_id, "nothing", None) for c in unknown]
-        print_table(f"would release to {folder}", ("case", "from", "round"), rows)
+        print_table(f"would release to {folder}", ("case", "from", "round"), [(p.case.case_id, p.basis, p.round) for p in planned])
+        print_table("would leave out", ("case", "reason"), left_out)
         return
     with ray_session(), progress("export", len(planned)) as advance:
-        report = release(campaign, planned, folder, progress=advance)
-    rows = [(q.case_id, q.reason) for q in report.failed] + [(c.case_id, "nothing is known of it yet") for c in unknown]
-    print_table(f"{len(report.cases)} cases in {folder}, {report.skipped} unchanged", ("left out", "reason"), rows)
+        report = release(campaign, planned, folder, layout=chosen, progress=advance)
+    left_out += [(q.case_id, q.reason) for q in report.failed]
+    print_table(f"{len(report.cases)} cases in {folder}, {report.skipped} unchanged", ("left out", "reason"), left_out)
 
 
 if __name__ == "__main__":

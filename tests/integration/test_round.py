@@ -141,7 +141,7 @@ def test_export_releases_all_but_the_holdout_and_again_changes_nothing(finished,
     assert "4 cases" in succeeded(job("export", *arguments, cwd=tmp_path))
 
     expected = {c.case_id: c for c in workspace.cases() if c.split != "holdout"}
-    assert {p.name for p in out.iterdir() if p.is_dir()} == set(expected)
+    assert {p.name for p in out.iterdir() if p.is_dir()} == {*expected, "provenance"}
     rows = {row["case"]: row for row in csv.DictReader((out / "dataset.csv").read_text().splitlines())}
     assert set(rows) == set(expected)
     for case_id, case in expected.items():
@@ -162,7 +162,7 @@ def test_export_releases_all_but_the_holdout_and_again_changes_nothing(finished,
             sources = {n: "original" if n in case.labeled_organs else "pseudo" for n in organs.names}
         assert np.array_equal(combined.voxels, truth.voxels)
         assert {n: rows[case_id][f"{n}_source"] for n in organs.names} == sources
-    assert not list(out.rglob("ct.nii.gz"))
+    assert {(out / c / "ct.nii.gz").resolve() for c in expected} == {Path(c.image) for c in expected.values()}
     checked = subprocess.run(
         ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, capture_output=True, text=True, check=False
     )

@@ -1,0 +1,31 @@
+"""The layouts a release can have."""
+
+from typing import Annotated, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from atlas_ray.exceptions import ConfigError
+from atlas_ray.release.abdomenatlas import AbdomenAtlas
+from atlas_ray.release.dicom_seg import DicomSeg
+from atlas_ray.release.nnunet import NNUNetRaw
+
+Layout = Annotated[AbdomenAtlas | NNUNetRaw | DicomSeg, Field(discriminator="layout")]
+LAYOUTS = tuple(kind.model_fields["layout"].default for kind in get_args(get_args(Layout)[0]))
+
+
+def choose_layout(name: str, images: str | None = None) -> Layout:
+    """The layout of that name, with its own default for images unless told otherwise.
+
+    Raises:
+        ConfigError: no such layout, or one that has no such images; names what is allowed.
+    """
+    if name not in LAYOUTS:
+        raise ConfigError(f"no layout {name!r}; allowed are {', '.join(LAYOUTS)}")
+    fields = {"layout": name} | ({} if images is None else {"images": images})
+    try:
+        made: Layout = TypeAdapter(Layout).validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = "it holds no images" if first["type"] == "extra_forbidden" else first["msg"]
+        raise ConfigError(f"layout {name} with images {images!r}: {why}") from error
+    return made
