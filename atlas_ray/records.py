@@ -100,6 +100,8 @@ class CaseScores(Schema):
         attention_voxels: voxels with attention, counted once per organ (the paper's attention size).
         attention_mm3: the same in mm3.
         criteria: the attention's criteria in bit order; none where a version before them wrote it.
+        key: of all it was made from: image, weights, parameters, code; "" where a version before keys wrote it.
+        bytes: what the prediction's other files take.
     """
 
     case_id: str
@@ -112,6 +114,8 @@ class CaseScores(Schema):
     organs: tuple[OrganScores, ...]
     seconds: float
     peak_memory_mb: float = 0.0
+    key: str = ""
+    bytes: int = 0
 
 
 class Revision(Schema):

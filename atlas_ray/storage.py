@@ -183,10 +183,14 @@ class BucketPath:
         yield from self.glob(f"**/{pattern}")
 
     def _below(self, *, recursive: bool) -> list["BucketPath"]:
+        return sorted(path for path, _ in self.stats(recursive=recursive))
+
+    def stats(self, *, recursive: bool = True) -> list[tuple["BucketPath", Stat]]:
+        """Everything below, with size and time, in one listing."""
         from pyarrow.fs import FileSelector
 
         infos = self._ask(lambda files: files.get_file_info(FileSelector(self.key, allow_not_found=True, recursive=recursive)))
-        return sorted(BucketPath(self.scheme, info.path.rstrip("/")) for info in infos)
+        return [(BucketPath(self.scheme, i.path.rstrip("/")), Stat(i.size or 0, i.mtime_ns or 0)) for i in infos]
 
     # --- bytes ---
     def open(self, mode: str = "r", **text: Any) -> IO[Any]:
@@ -423,6 +427,24 @@ def remove(path: Path) -> None:
         where._ask(lambda files: files.delete_dir(where.key))
     else:
         where.unlink(missing_ok=True)
+
+
+# --- many at once ----------------------------------------------------------------------------------------------------
+
+
+def stamps(folder: Path, name: str) -> dict[str, int]:
+    """Of the folders in a folder that hold a file `name`: when that was written, in nanoseconds; {} where there is no folder.
+
+    On a disk one question a folder, 100,000 in a second. A bucket lists every object below, a thousand with each answer.
+    """
+    if not isinstance(folder, Path):
+        return {path.parent.name: stat.st_mtime_ns for path, stat in cast(BucketPath, folder).stats() if path.name == name}
+    found = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                found[entry.name] = os.stat(f"{entry.path}/{name}").st_mtime_ns  # noqa: PTH116 - a Path each takes twice as long
+    return found
 
 
 # --- for libraries that need files -----------------------------------------------------------------------------------

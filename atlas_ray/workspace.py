@@ -18,6 +18,7 @@
       rounds/<round>/
         state.json                finished steps
         predictions/<case>/       pseudo_label, heat, attention/<organ>, architectures/<name>, components.json, scores.json
+        tables/scores/, tables/components/   what the predictions' small files say, in Parquet
         priority.csv, priority.parquet, plots
         annotations/<case>/       label.nii.gz, provenance.json: the merged current truth after this round
         evaluation.json, record.json
@@ -26,6 +27,7 @@
 Every file appears whole or not at all, and a step's result is written last: if it is there, the step is done.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -38,9 +40,10 @@ from pydantic import ValidationError
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import AttentionComponent, Case, CaseScores, Quarantined
 from atlas_ray.schema import Schema
-from atlas_ray.storage import place, write_atomically
+from atlas_ray.storage import place, stamps, write_atomically
 
 Record = TypeVar("Record", bound=Schema)
+RESULT = "scores.json"  # of a prediction, written last
 
 
 def now() -> str:
@@ -69,6 +72,16 @@ def read_lines(path: Path, record: type[Record]) -> list[Record]:
 
 def write_lines(path: Path, records: Iterable[Schema]) -> None:
     write_atomically(path, "".join(record.model_dump_json() + "\n" for record in records))
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed_manifest(manifest: Path, written: tuple[int, int, int]) -> dict[str, Case]:
+    """By case id. 100,000 lines take a second, and every step asks for them.
+
+    Args:
+        written: changes when the file does.
+    """
+    return {case.case_id: case for case in read_lines(manifest, Case)}
 
 
 class Workspace:
@@ -169,9 +182,15 @@ class Workspace:
     def record(self, round_index: int) -> Path:
         return self.round(round_index) / "record.json"
 
+    def predictions(self, round_index: int) -> Path:
+        return self.round(round_index) / "predictions"
+
+    def tables(self, round_index: int) -> Path:
+        return self.round(round_index) / "tables"
+
     # --- one case in one round ---
     def prediction(self, round_index: int, case_id: str) -> Path:
-        return self.round(round_index) / "predictions" / case_id
+        return self.predictions(round_index) / case_id
 
     def pseudo_label(self, round_index: int, case_id: str) -> Path:
         return pseudo_label_in(self.prediction(round_index, case_id))
@@ -200,16 +219,21 @@ class Workspace:
     # --- small readers ---
     def cases(self) -> list[Case]:
         """The manifest. Raises WorkspaceError where ingest has not run."""
-        if not self.manifest.exists():
-            raise WorkspaceError(f"{self.manifest} is missing; run `python -m jobs.ingest CONFIG` first")
-        return read_lines(self.manifest, Case)
+        return list(self._cases_by_id().values())
 
     def case(self, case_id: str) -> Case:
         """One case of the manifest. Raises WorkspaceError for an unknown id."""
-        for case in self.cases():
-            if case.case_id == case_id:
-                return case
-        raise WorkspaceError(f"case {case_id!r} is not in {self.manifest}")
+        found = self._cases_by_id().get(case_id)
+        if found is None:
+            raise WorkspaceError(f"case {case_id!r} is not in {self.manifest}")
+        return found
+
+    def _cases_by_id(self) -> dict[str, Case]:
+        try:
+            written = self.manifest.stat()
+        except FileNotFoundError:
+            raise WorkspaceError(f"{self.manifest} is missing; run `python -m jobs.ingest CONFIG` first") from None
+        return _parsed_manifest(self.manifest, (written.st_mtime_ns, written.st_size, getattr(written, "st_ino", 0)))
 
     def case_scores(self, round_index: int, case_id: str) -> CaseScores:
         path = self.scores(round_index, case_id)
@@ -220,12 +244,14 @@ class Workspace:
     def case_components(self, round_index: int, case_id: str) -> list[AttentionComponent]:
         return read_lines(self.components(round_index, case_id), AttentionComponent)
 
+    def result_stamps(self, round_index: int) -> dict[str, int]:
+        """Of the cases whose prediction is finished: when scores.json was written, in nanoseconds of the file system's clock."""
+        found = stamps(self.predictions(round_index), RESULT)
+        return {case_id: stamp for case_id, stamp in found.items() if not case_id.startswith(".")}
+
     def predicted(self, round_index: int) -> set[str]:
-        """Ids of the cases whose prediction is finished (one directory listing)."""
-        folder = self.round(round_index) / "predictions"
-        if not folder.exists():
-            return set()
-        return {f.name for f in folder.iterdir() if not f.name.startswith(".") and scores_in(f).exists()}
+        """Ids of the cases whose prediction is finished."""
+        return set(self.result_stamps(round_index))
 
     def quarantined(self) -> list[Quarantined]:
         return read_lines(self.quarantine, Quarantined)
@@ -269,4 +295,4 @@ def components_in(prediction: Path) -> Path:
 
 
 def scores_in(prediction: Path) -> Path:
-    return prediction / "scores.json"
+    return prediction / RESULT

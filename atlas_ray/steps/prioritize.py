@@ -15,6 +15,7 @@ from atlas_ray.records import Case
 from atlas_ray.scores import Scores
 from atlas_ray.steps.predict import to_predict
 from atlas_ray.storage import write_atomically
+from atlas_ray.tables import read_scores
 from atlas_ray.workspace import now
 
 QUEUE_LABELS = "queue_labels"  # in a round's state where nothing was predicted and labels are reviewed
@@ -55,10 +56,9 @@ def prioritize_step(campaign: Campaign, round_index: int) -> Budget:
 
 def round_scores(campaign: Campaign, round_index: int) -> Scores:
     """Scores of the predicted cases an annotator may be asked about: all but the holdout."""
-    workspace = campaign.open_workspace()
-    predicted = workspace.predicted(round_index)
-    asked = [c.case_id for c in to_predict(campaign, ("train", "pool")) if c.case_id in predicted]
-    return Scores.of([workspace.case_scores(round_index, case_id) for case_id in asked])
+    scores = read_scores(campaign.open_workspace(), round_index)
+    asked = [c.case_id for c in to_predict(campaign, ("train", "pool"))]
+    return scores.take(np.isin(scores.case_id_N, asked))
 
 
 def _attention_metrics(scores: Scores) -> dict[str, float | None]:
