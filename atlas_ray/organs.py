@@ -110,6 +110,13 @@ class Organs(Schema):
             for organ in self
         )
 
+    @cached_property
+    def mirrored(self) -> tuple[int, ...]:
+        """For each channel, the channel of the same organ on the other side of the body: its own where the organ has no side, -1
+        where the other side is not in this set."""
+        others = [_other_side(name) for name in self.names]
+        return tuple(self.names.index(other) if other in self.names else -1 for other in others)
+
     def channel(self, name: str) -> int:
         """Position of an organ in the network's output. Raises LabelError for an unknown name."""
         if name not in self.names:
@@ -162,6 +169,12 @@ class Organs(Schema):
             table[value] = to.label_id(known[value]) if known[value] in to.names else 0
         renumbered: LabelMap = table[labels]
         return renumbered
+
+
+def _other_side(name: str) -> str:
+    """The name with its word "left" as "right" and the other way round."""
+    swap = {"left": "right", "right": "left"}
+    return "_".join(swap.get(word, word) for word in name.split("_"))
 
 
 def _integers(labels: npt.NDArray[Any]) -> npt.NDArray[np.integer]:

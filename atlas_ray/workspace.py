@@ -153,6 +153,10 @@ class Workspace:
     def checkpoint(self, round_index: int, architecture: str) -> Path:
         return self.root / "checkpoints" / f"{round_index:03d}" / f"{architecture}.pt"
 
+    def last_checkpoint(self, round_index: int, architecture: str) -> Path:
+        """The weights of the last step, where the checkpoint holds the best ones."""
+        return self.checkpoint(round_index, architecture).with_suffix(".last.pt")
+
     # --- one round ---
     def round(self, round_index: int) -> Path:
         return self.root / "rounds" / f"{round_index:03d}"

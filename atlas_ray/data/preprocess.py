@@ -4,6 +4,7 @@ Axis letters: K organs, N sampled voxels, X Y Z.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +61,27 @@ def label_to_network_grid(label: Volume, preprocessing: Preprocessing) -> LabelM
     return np.asarray(resample_labels(ras, shape).voxels, np.uint8)
 
 
-def cache_key(case: Case, label: Path, preprocessing: Preprocessing, organs: Organs) -> str:
-    """Name of a case's cache entry: changes with the image, the label, the spacing and the organ set.
+def cache_key(case: Case, label: Path, preprocessing: Preprocessing, organs: Organs, *, focus: Sequence[Path] = ()) -> str:
+    """Name of a case's cache entry: changes with the image, the label, the focus, the spacing and the organ set.
 
-    The label is identified by content, so that a rewritten annotation is never mistaken for the old one.
+    Files are identified by content, so that a rewritten annotation is never mistaken for the old one.
     """
     digest = hashlib.sha256()
     for part in (FORMAT, case.sha256, str(preprocessing.spacing), organs.model_dump_json()):
         digest.update(part.encode())
-    digest.update(label.read_bytes())
+    for path in (label, *focus):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def write_cache(folder: Path, case: Case, label: Path, preprocessing: Preprocessing, organs: Organs) -> None:
+def write_cache(
+    folder: Path, case: Case, label: Path, preprocessing: Preprocessing, organs: Organs, *, focus: Sequence[Path] = ()
+) -> None:
     """Write image.b2nd (int16 HU), label.b2nd (uint8) and foreground.npy (int16 [K, N, 3], -1 where an organ has fewer voxels).
+
+    Args:
+        focus: maps on the image's grid; where one of them is not 0, focus.b2nd (uint8) is 1. Without any there is no such file.
+            Not covered: which of them it was, so a voxel that only one organ's map shows counts for all of the case's.
 
     Raises:
         CaseError: the image or the label cannot be read.
@@ -84,6 +92,15 @@ def write_cache(folder: Path, case: Case, label: Path, preprocessing: Preprocess
         write_blocks(partial / "image.b2nd", image.voxels)
         write_blocks(partial / "label.b2nd", labels)
         np.save(partial / "foreground.npy", _foreground(labels, organs))
+        if focus:
+            write_blocks(partial / "focus.b2nd", _union([read_volume(path) for path in focus], preprocessing))
+
+
+def _union(maps: Sequence[Volume], preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    shown = np.zeros(maps[0].shape, np.uint8)
+    for one in maps:
+        shown |= (one.voxels != 0).astype(np.uint8)
+    return label_to_network_grid(maps[0].with_voxels(shown), preprocessing)
 
 
 def write_blocks(path: Path, voxels: npt.NDArray[Any]) -> None:

@@ -62,11 +62,13 @@ class NNUNet(Schema):
     Args:
         features: channels per stage; the first stage keeps full resolution, every further one halves it.
         convs_per_stage: convolutions per encoder and decoder stage.
+        deep_supervision: while it trains, every decoder stage has an output of its own in the loss (`losses.supervised_loss`).
     """
 
     architecture: Literal["nnunet"] = "nnunet"
     features: Ints = (32, 64, 128, 256, 320)
     convs_per_stage: PositiveInt = 2
+    deep_supervision: bool = False
 
     head_prefixes: ClassVar[tuple[str, ...]] = ("decoder.seg_layers.",)
 
@@ -78,8 +80,11 @@ class NNUNet(Schema):
         from dynamic_network_architectures.architectures.unet import PlainConvUNet
         from torch import nn
 
+        from atlas_ray.segmentation.supervision import DeeplySupervised
+
         stages = len(self.features)
-        network: nn.Module = PlainConvUNet(
+        kind = DeeplySupervised if self.deep_supervision else PlainConvUNet
+        network: nn.Module = kind(
             input_channels=1,
             n_stages=stages,
             features_per_stage=self.features,
@@ -96,6 +101,8 @@ class NNUNet(Schema):
             nonlin_kwargs={"inplace": True},
             deep_supervision=False,
         )
+        if self.deep_supervision:
+            return network
         # Without deep supervision the lower outputs are never computed; DDP waits for ever for a gradient they do not get.
         for name, parameter in network.named_parameters():
             if name.startswith(self.head_prefixes) and not name.startswith(f"{self.head_prefixes[0]}{stages - 2}."):

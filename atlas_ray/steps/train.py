@@ -19,14 +19,14 @@ from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import Preprocessing, cache_key, write_cache
 from atlas_ray.exceptions import AtlasError, CaseError
 from atlas_ray.organs import Organs
-from atlas_ray.records import Case, Quarantined
+from atlas_ray.records import Case, LabelSource, Quarantined
 from atlas_ray.schema import Schema
 from atlas_ray.segmentation.checkpoints import Provenance as CheckpointProvenance
+from atlas_ray.segmentation.schedule import Schedule
 from atlas_ray.storage import is_whole, place
 from atlas_ray.workspace import Workspace, file_sha256, now
 
 log = logging.getLogger(__name__)
-KNOWN_SOURCES = ("original", "revised", "confirmed")  # what training may take as truth; "pseudo" only the networks have said
 Progress = Callable[[], None]
 
 
@@ -35,30 +35,63 @@ def _nothing() -> None:
 
 
 class LabeledCase(Schema):
-    """A case with the label training uses and the organs it may trust in it."""
+    """A case with the label training uses and what may be believed of it.
+
+    Args:
+        sources: organ -> who says what its label is, for the organs that count.
+        attention: maps of the organs that a person changed, from the round they were changed in.
+        is_new: whether it was annotated in the last round.
+    """
 
     case: Case
     label: str
-    known_organs: tuple[str, ...]
+    sources: dict[str, LabelSource]
+    attention: tuple[str, ...] = ()
+    is_new: bool = False
 
 
 def labeled_cases(campaign: Campaign, round_index: int) -> list[LabeledCase]:
-    """What round `round_index`'s networks learn from: ground truth, and every annotation of an earlier round over it."""
-    workspace = campaign.open_workspace()
+    """What round `round_index`'s networks learn from: ground truth, and every annotation of an earlier round over it.
+
+    Where `trust.pseudo` is above 0, unlabeled cases that nobody has annotated come with the last round's pseudo-label.
+    """
+    workspace, trust = campaign.open_workspace(), _section(campaign, round_index).trust
     labeled = []
     for case in workspace.cases():
         if case.split == "holdout":
             continue
-        latest = latest_annotation(workspace, case.case_id, before=round_index)
-        if latest is not None:
-            label = workspace.annotation(latest, case.case_id)
-            organs = read_provenance(workspace, latest, case.case_id).organs
-            known = tuple(entry.organ for entry in organs if entry.source in KNOWN_SOURCES)
-        else:
-            label, known = workspace.label(case.case_id), case.labeled_organs
-        if known:
-            labeled.append(LabeledCase(case=case, label=str(label), known_organs=known))
+        found = _label_of(campaign, round_index, case)
+        sources = {organ: source for organ, source in found.sources.items() if trust.of(source) > 0}
+        if sources:
+            labeled.append(found.model_copy(update={"sources": sources}))
     return labeled
+
+
+def _label_of(campaign: Campaign, round_index: int, case: Case) -> LabeledCase:
+    workspace = campaign.open_workspace()
+    latest = latest_annotation(workspace, case.case_id, before=round_index)
+    if latest is not None:
+        return _annotated(workspace, case, latest, is_new=latest == round_index - 1)
+    pseudo = workspace.pseudo_label(round_index - 1, case.case_id)
+    if not case.labeled_organs and pseudo.exists():
+        return LabeledCase(case=case, label=str(pseudo), sources=dict.fromkeys(campaign.load_organs().names, "pseudo"))
+    return LabeledCase(case=case, label=str(workspace.label(case.case_id)), sources=dict.fromkeys(case.labeled_organs, "original"))
+
+
+def _annotated(workspace: Workspace, case: Case, annotated_in: int, *, is_new: bool) -> LabeledCase:
+    organs = read_provenance(workspace, annotated_in, case.case_id).organs
+    revised = [workspace.attention(e.round, case.case_id, e.organ) for e in organs if e.source == "revised" and e.round is not None]
+    return LabeledCase(
+        case=case,
+        label=str(workspace.annotation(annotated_in, case.case_id)),
+        sources={entry.organ: entry.source for entry in organs},
+        attention=tuple(str(path) for path in revised if path.exists()),
+        is_new=is_new,
+    )
+
+
+def _section(campaign: Campaign, round_index: int) -> Schedule:
+    return campaign.training if round_index == 0 else campaign.finetuning
 
 
 def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _nothing) -> list[Path]:
@@ -67,16 +100,10 @@ def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _no
     wanted = [(a, workspace.checkpoint(round_index, a.architecture)) for a in campaign.architectures]
     if all(path.exists() for _, path in wanted):
         return [path for _, path in wanted]
-    labeled = labeled_cases(campaign, round_index)
-    watched = [
-        LabeledCase(case=c, label=str(workspace.truth(c.case_id)), known_organs=organs.names)
-        for c in workspace.cases()
-        if c.split == "holdout" and workspace.truth(c.case_id).exists()
-    ]
-    section = campaign.training if round_index == 0 else campaign.finetuning
-    training_cases = _cached(campaign, organs, labeled)
-    validation = _cached(campaign, organs, watched[: section.validation_cases])
-    data_key = hashlib.sha256("".join(f"{c.folder}{c.known_organs}" for c in training_cases).encode()).hexdigest()[:16]
+    section = _section(campaign, round_index)
+    labeled, watched = _divided(campaign, labeled_cases(campaign, round_index), section)
+    training_cases, validation = _cached(campaign, organs, labeled), _cached(campaign, organs, watched)
+    data_key = hashlib.sha256("".join(f"{c.folder}{c.sources}{c.is_new}" for c in training_cases).encode()).hexdigest()[:16]
     for architecture, path in wanted:
         name = architecture.architecture
         parent = None if round_index == 0 else workspace.checkpoint(round_index - 1, name)
@@ -87,6 +114,7 @@ def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _no
             plan = training.TrainingPlan(
                 name=f"{campaign.name}-r{round_index:03d}-{name}-{data_key}-{_hash(schedule, architecture, campaign.patches)}",
                 output=str(path),
+                last_output=str(workspace.last_checkpoint(round_index, name)),
                 parent=str(parent) if parent else None,
                 storage=str(workspace.train_storage),
                 organs=organs,
@@ -118,6 +146,24 @@ def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _no
     return [path for _, path in wanted]
 
 
+def _divided(campaign: Campaign, labeled: list[LabeledCase], section: Schedule) -> tuple[list[LabeledCase], list[LabeledCase]]:
+    """The cases to train on, and those to validate on.
+
+    Validation cases of the training split are chosen by a hash of their names, so that every round leaves out the same ones.
+    """
+    workspace, organs = campaign.open_workspace(), campaign.load_organs()
+    if section.validate_on == "holdout":
+        holdout = [c for c in workspace.cases() if c.split == "holdout" and workspace.truth(c.case_id).exists()]
+        truths = [
+            LabeledCase(case=c, label=str(workspace.truth(c.case_id)), sources=dict.fromkeys(organs.names, "original"))
+            for c in holdout[: section.validation_cases]
+        ]
+        return labeled, truths
+    own = sorted((x for x in labeled if x.case.split == "train"), key=lambda x: hashlib.sha256(x.case.case_id.encode()).digest())
+    watched = own[: section.validation_cases]
+    return [x for x in labeled if x not in watched], watched
+
+
 def _resources(campaign: Campaign) -> training.Resources:
     cluster = campaign.cluster
     return training.Resources(
@@ -147,12 +193,13 @@ def _cache_one(
 ) -> training.TrainingCase | Quarantined:
     case = labeled.case
     try:
-        folder = Workspace(root).cache(cache_key(case, place(labeled.label), preprocessing, organs), case.case_id)
+        label, focus = place(labeled.label), [place(path) for path in labeled.attention]
+        folder = Workspace(root).cache(cache_key(case, label, preprocessing, organs, focus=focus), case.case_id)
         if not is_whole(folder):
-            write_cache(folder, case, place(labeled.label), preprocessing, organs)
+            write_cache(folder, case, label, preprocessing, organs, focus=focus)
     except (CaseError, OSError) as error:
         return Quarantined(case_id=case.case_id, step="cache", reason=str(error), path=case.image)
-    return training.TrainingCase(case_id=case.case_id, folder=str(folder), known_organs=labeled.known_organs)
+    return training.TrainingCase(case_id=case.case_id, folder=str(folder), sources=labeled.sources, is_new=labeled.is_new)
 
 
 def _hash(*parts: Schema) -> str:

@@ -7,19 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from training_plans import cache, make_plan
 
 from atlas_ray.cluster import training
 from atlas_ray.cluster.tracking import step_run
-from atlas_ray.cluster.training import Resources, TrainingCase, TrainingPlan, progress_file, train
+from atlas_ray.cluster.training import Resources, TrainingPlan, progress_file, train
 from atlas_ray.config import Campaign
-from atlas_ray.data.preprocess import Preprocessing, write_blocks
 from atlas_ray.exceptions import AtlasError
-from atlas_ray.organs import Organs
 from atlas_ray.segmentation.architectures import UNet, start_from_prior
-from atlas_ray.segmentation.checkpoints import Provenance, read_checkpoint
+from atlas_ray.segmentation.checkpoints import read_checkpoint
 
 pytestmark = [
     # MLflow 3.17's own use of SQLAlchemy 2.1
@@ -28,71 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning"),
 ]
 
-ORGANS = Organs.model_validate(
-    {
-        "name": "three",
-        "organs": [
-            {"name": "liver", "label_id": 6, "color": "#c8604f"},
-            {"name": "spleen", "label_id": 2, "color": "#9b6bd6"},
-            {"name": "thymus", "label_id": 9, "color": "#e0383e"},  # nobody labels it
-        ],
-    }
-)
 TWO_WORKERS = Resources(workers=2, max_failures=1)
-STEPS = 6
-
-
-def cache(folder: Path, *known: str) -> TrainingCase:
-    """One bright cube per known organ. A cube of every other organ lies there too: the loss must not look at it."""
-    rng = np.random.default_rng(len(known[0]))
-    label = np.zeros((24, 24, 24), np.uint8)
-    label[2:10, 2:10, 2:10] = 6
-    label[14:20, 14:20, 4:10] = 2
-    label[4:10, 14:20, 14:20] = 9
-    image = (label.astype(np.int16) * 20 + rng.integers(-30, 30, label.shape)).astype(np.int16)
-    foreground = np.full((3, 8, 3), -1, np.int16)
-    for k, value in enumerate(ORGANS.label_ids):
-        foreground[k] = np.argwhere(label == value)[::20][:8]
-    folder.mkdir(parents=True)
-    write_blocks(folder / "image.b2nd", image)
-    write_blocks(folder / "label.b2nd", label)
-    np.save(folder / "foreground.npy", foreground)
-    return TrainingCase(case_id=folder.name, folder=str(folder), known_organs=known)
-
-
-def make_plan(root: Path, name: str, **changes: Any) -> TrainingPlan:
-    cases = tuple(TrainingCase(case_id=n, folder=str(root / n), known_organs=(o,)) for n, o in (("a", "liver"), ("b", "spleen")))
-    return TrainingPlan.model_validate(
-        {
-            "name": name,
-            "output": str(root / f"{name}.pt"),
-            "parent": None,
-            "storage": str(root / "train"),
-            "organs": ORGANS,
-            "architecture": UNet(features=(4, 8), residual_units=1),
-            "schedule": {
-                "steps": STEPS,
-                "batch": 2,
-                "learning_rate": 0.01,
-                "weight_decay": 0,
-                "warmup_steps": 2,
-                "precision": "float32",
-                "seed": 3,
-                "checkpoint_every": 2,
-                "log_every": 2,
-            },
-            "patches": {"patch": (16, 16, 16)},
-            "preprocessing": Preprocessing(spacing=(2, 2, 2)),
-            "inference": {"window": (16, 16, 16), "overlap": 0.25, "precision": "float32"},
-            "pseudo_labels": {},
-            "cases": cases,
-            "validation": cases[:1],
-            "provenance": Provenance(
-                round=0, cases=2, data_key="abc", steps=STEPS, seed=3, created="2026-01-01T00:00:00+00:00", versions={"torch": "2"}
-            ),
-            **changes,
-        }
-    )
 
 
 @pytest.fixture(scope="module")
@@ -202,11 +136,12 @@ def test_a_training_whose_workers_die_ends_with_the_weights_it_would_have_had(
 
     def worker_that_dies_once(config: dict[str, Any]) -> None:  # sent by value; runs in the worker's process
         import os
+        import signal
         import time
 
-        from atlas_ray.cluster import training
+        from atlas_ray.cluster.loop import TrainingLoop
 
-        step = training._Loop._step
+        step = TrainingLoop._step
 
         def fatal(loop: Any, number: int, batch: Any) -> float:
             if number == 5 and loop.rank == 1 and not died.exists():
@@ -214,10 +149,10 @@ def test_a_training_whose_workers_die_ends_with_the_weights_it_would_have_had(
                 while not (kept.exists() and '"step":4' in kept.read_text()) and time.monotonic() < until:
                     time.sleep(0.2)
                 died.touch()
-                os._exit(1)
+                os.kill(os.getpid(), signal.SIGKILL)
             return step(loop, number, batch)
 
-        training._Loop._step = fatal  # type: ignore[method-assign]
+        TrainingLoop._step = fatal  # type: ignore[method-assign]
         undisturbed_worker(config)
 
     monkeypatch.setattr(training, "train_worker", worker_that_dies_once)

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas_ray.data.patches import AIR_HU, Augmentation, CachedCase, PatchSampling, augment, draw_batch, open_cached
+from atlas_ray.data.patches import AIR_HU, Augmentation, Batch, CachedCase, Deck, PatchSampling, augment, draw_batch, open_cached
+from atlas_ray.data.phantom import Phantom, procedural_patient
 from atlas_ray.data.preprocess import write_blocks
 from atlas_ray.organs import Organs
 
@@ -23,14 +24,22 @@ STILL = Augmentation(affine_probability=0, shift_hu=0, gain=0, noise_hu=0)  # pa
 ONLY_MOVED = Augmentation(affine_probability=1, shift_hu=0, gain=0, noise_hu=0)
 
 
-def cached(label: np.ndarray, *, known: tuple[bool, ...] = (True, True, True), image: np.ndarray | None = None) -> CachedCase:
+def cached(
+    label: np.ndarray,
+    *,
+    known: tuple[float, ...] = (1, 1, 1),
+    image: np.ndarray | None = None,
+    focus: np.ndarray | None = None,
+    revised: tuple[bool, ...] = (False, False, False),
+    is_new: bool = False,
+) -> CachedCase:
     """A case whose CT is 50 HU plus the label id, so that a voxel shows where it came from."""
     foreground = np.full((3, 64, 3), -1, np.int16)
     for k, value in enumerate(ORGANS.label_ids):
         found = np.argwhere(label == value)[:64]
         foreground[k, : len(found)] = found
     image = (50 + label.astype(np.int16)) if image is None else image
-    return CachedCase(image, label.astype(np.uint8), foreground, np.array(known))
+    return CachedCase(image, label.astype(np.uint8), foreground, np.array(known, np.float32), np.array(revised), focus, is_new)
 
 
 def three_organs() -> np.ndarray:
@@ -42,9 +51,15 @@ def three_organs() -> np.ndarray:
     return label
 
 
-def draw(cases: list[CachedCase], *, size: int = 1, step: int = 0, worker: int = 0, seed: int = 0, **sampling: object):  # type: ignore[no-untyped-def]
+def draw_all(cases: list[CachedCase], *, size: int = 1, step: int = 0, worker: int = 0, seed: int = 0, **sampling: object) -> Batch:
     settings = PatchSampling.model_validate({"patch": (8, 8, 8), "augmentation": STILL, **sampling})
-    return draw_batch(cases, ORGANS, settings, size=size, seed=seed, step=step, worker=worker)
+    return draw_batch(Deck(cases), ORGANS, settings, size=size, seed=seed, step=step, worker=worker)
+
+
+def draw(cases: list[CachedCase], **how: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """HU, targets and which organs are known."""
+    batch = draw_all(cases, **how)  # type: ignore[arg-type]
+    return batch.hu_B1XYZ, batch.targets_BKXYZ, batch.trust_BK > 0
 
 
 # --- which numbers decide -------------------------------------------------------------------------------------------
@@ -139,6 +154,37 @@ def test_a_case_without_any_organ_is_drawn_all_the_same(known: tuple[bool, ...])
     assert not targets.any()
 
 
+def test_an_organ_that_one_case_of_many_is_labeled_for_is_seen_as_often_as_the_others() -> None:
+    """Nine cases know the liver, one the spleen: organ by organ the spleen is half of 400 draws, case by case a tenth."""
+    cases = [cached(three_organs(), known=(1, 0, 0)) for _ in range(9)] + [cached(three_organs(), known=(0, 1, 0))]
+    shown = {b: draw(cases, size=400, foreground=1.0, balance=b)[2][:, 1].mean() for b in ("organ", "case")}
+    assert abs(shown["organ"] - 0.5) < 0.1
+    assert abs(shown["case"] - 0.1) < 0.06
+
+
+@pytest.mark.parametrize(("replay", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0), (None, 0.9)])
+def test_replay_is_the_share_of_patches_from_earlier_cases(replay: float | None, share: float) -> None:
+    old = [cached(np.full((8, 8, 8), 6), image=np.full((8, 8, 8), 1, np.int16)) for _ in range(9)]
+    new = cached(np.full((8, 8, 8), 6), image=np.full((8, 8, 8), 2, np.int16), is_new=True)
+    hu, _, _ = draw([*old, new], size=400, replay=replay)
+    assert abs((hu[:, 0, 0, 0, 0] == 1).mean() - share) < 0.08
+
+
+def test_without_a_new_case_replay_does_nothing() -> None:
+    hu, _, _ = draw([cached(three_organs()), cached(three_organs())], size=3, replay=0.0)
+    assert hu.shape[0] == 3
+
+
+def test_focus_is_cut_and_moved_with_the_label() -> None:
+    label = three_organs()
+    case = cached(label, focus=(label == 6).astype(np.uint8), revised=(True, False, False))
+    still = draw_all([case], size=20, foreground=1.0)
+    np.testing.assert_array_equal(still.focus_BXYZ, still.targets_BKXYZ[:, 0])
+    assert still.revised_BK.tolist() == [[True, False, False]] * 20
+    moved_ = draw_all([case], size=5, patch=(24, 24, 24), foreground=1.0, augmentation=ONLY_MOVED)
+    np.testing.assert_array_equal(moved_.focus_BXYZ, moved_.targets_BKXYZ[:, 0])
+
+
 def test_cases_are_drawn_equally_often() -> None:
     cases = [cached(np.zeros((8, 8, 8), np.uint8), image=np.full((8, 8, 8), value, np.int16)) for value in (1, 2)]
     hu, _, _ = draw(cases, size=400)
@@ -154,9 +200,13 @@ def cube(center: tuple[int, int, int], *, edge: int = 24, half: int = 3) -> tupl
     return np.where(label, 300, 0).astype(np.float32), label
 
 
+def augmented(hu: np.ndarray, label: np.ndarray, settings: Augmentation, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    return augment(hu, label, np.zeros_like(label), settings, np.random.default_rng(seed))[:2]
+
+
 def moved(settings: Augmentation, seed: int, center: tuple[int, int, int] = (12, 12, 12)) -> tuple[np.ndarray, np.ndarray]:
     hu, label = cube(center)
-    return augment(hu, label, settings, np.random.default_rng(seed))
+    return augmented(hu, label, settings, seed)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -187,7 +237,7 @@ def test_no_label_is_invented_between_two() -> None:
     label[:8] = 2
     label[8:] = 9
     for seed in range(5):
-        _, result = augment(label.astype(np.float32), label, ONLY_MOVED, np.random.default_rng(seed))
+        _, result = augmented(label.astype(np.float32), label, ONLY_MOVED, seed)
         assert set(np.unique(result)) <= {2, 9}
         assert result.dtype == np.uint8
 
@@ -199,7 +249,7 @@ def test_a_rotation_alone_keeps_distances() -> None:
     label[21:24, 11:14, 7:10] = 9
     turning = Augmentation(affine_probability=1, rotate_deg=30, scale=0, shift_hu=0, gain=0, noise_hu=0)
     for seed in range(5):
-        _, result = augment(label.astype(np.float32), label, turning, np.random.default_rng(seed))
+        _, result = augmented(label.astype(np.float32), label, turning, seed)
         a, b = (np.argwhere(result == value).mean(axis=0) for value in (2, 9))
         assert np.linalg.norm(a - b) == pytest.approx(12, abs=0.8)
 
@@ -207,7 +257,7 @@ def test_a_rotation_alone_keeps_distances() -> None:
 def test_hu_shifts_and_gains_stay_within_their_limits() -> None:
     hu, label = np.full((8, 8, 8), 100, np.float32), np.zeros((8, 8, 8), np.uint8)
     settings = Augmentation(affine_probability=0, shift_hu=20, gain=0.1, noise_hu=0)
-    means = [float(augment(hu, label, settings, np.random.default_rng(seed))[0].mean()) for seed in range(50)]
+    means = [float(augmented(hu, label, settings, seed)[0].mean()) for seed in range(50)]
     assert min(means) >= 100 * 0.9 - 20
     assert max(means) <= 100 * 1.1 + 20
     assert np.std(means) > 3
@@ -216,14 +266,14 @@ def test_hu_shifts_and_gains_stay_within_their_limits() -> None:
 def test_noise_has_at_most_its_standard_deviation() -> None:
     hu, label = np.zeros((16, 16, 16), np.float32), np.zeros((16, 16, 16), np.uint8)
     settings = Augmentation(affine_probability=0, shift_hu=0, gain=0, noise_hu=10)
-    spread = [float(augment(hu, label, settings, np.random.default_rng(seed))[0].std()) for seed in range(20)]
+    spread = [float(augmented(hu, label, settings, seed)[0].std()) for seed in range(20)]
     assert max(spread) < 10.5
     assert max(spread) - min(spread) > 1
 
 
 def test_nothing_to_do_changes_nothing() -> None:
     hu, label = cube((8, 12, 15))
-    same_hu, same_label = augment(hu, label, STILL, np.random.default_rng(0))
+    same_hu, same_label = augmented(hu, label, STILL, 0)
     np.testing.assert_array_equal(same_hu, hu)
     np.testing.assert_array_equal(same_label, label)
 
@@ -233,9 +283,55 @@ def test_a_batch_from_a_cache_entry_is_bit_for_bit_the_batch_from_its_arrays(tmp
     write_blocks(tmp_path / "image.b2nd", case.image)
     write_blocks(tmp_path / "label.b2nd", case.label)
     np.save(tmp_path / "foreground.npy", case.foreground)
-    opened = open_cached(tmp_path, case.known)
+    opened = open_cached(tmp_path, case.trust)
     assert opened.image.shape == case.image.shape
     for step in range(5):
         batches = [draw([c], size=3, step=step, patch=(24, 16, 44), augmentation=Augmentation()) for c in (opened, case)]
         for a, b in zip(*batches, strict=True):
             np.testing.assert_array_equal(a, b, strict=True)
+
+
+# --- left and right -------------------------------------------------------------------------------------------------
+
+PAIRED = Organs.model_validate(
+    {
+        "name": "paired",
+        "organs": [
+            {"name": "kidney_left", "label_id": 3, "color": "#f5d547"},
+            {"name": "liver", "label_id": 5, "color": "#c8604f"},
+            {"name": "kidney_right", "label_id": 4, "color": "#e8a33d"},
+            {"name": "lung_left", "label_id": 7, "color": "#e567bb"},  # this set has no right one
+        ],
+    }
+)
+
+
+def test_the_other_side_is_found_by_name() -> None:
+    assert PAIRED.mirrored == (2, 1, 0, -1)
+
+
+def test_a_mirrored_patient_has_the_left_kidney_on_the_left() -> None:
+    """On a synthetic patient: mirrored or not, whatever is called left lies at smaller x than what is called right (RAS)."""
+    patient = procedural_patient(Phantom(spacing=(6, 6, 6), field_of_view_mm=(384, 336, 384)), seed=3, organs=PAIRED)
+    label = np.asarray(patient.label.voxels, np.uint8)
+    foreground = np.full((4, 1, 3), -1, np.int16)
+    case = CachedCase(
+        np.asarray(patient.image.voxels),
+        label,
+        foreground,
+        np.array([1, 2, 3, 1], np.float32),
+        np.array([True, False, False, True]),
+    )
+    batches = {}
+    for mirror in (0.0, 1.0):
+        settings = PatchSampling(patch=label.shape, augmentation=STILL.model_copy(update={"mirror": mirror}))
+        batches[mirror] = draw_batch(Deck([case]), PAIRED, settings, size=1, seed=0, step=0, worker=0)
+    before, after = batches[0.0], batches[1.0]
+    np.testing.assert_array_equal(after.hu_B1XYZ, before.hu_B1XYZ[:, :, ::-1])
+    np.testing.assert_array_equal(after.targets_BKXYZ[0, 0], before.targets_BKXYZ[0, 2, ::-1])
+    np.testing.assert_array_equal(after.targets_BKXYZ[0, 1], before.targets_BKXYZ[0, 1, ::-1])
+    for batch in (before, after):
+        left, right = (np.argwhere(batch.targets_BKXYZ[0, k])[:, 0].mean() for k in (0, 2))
+        assert left < right
+    assert after.trust_BK.tolist() == [[3, 2, 1, 0]]  # trust goes with the organ; nothing is known of the lung's other side
+    assert after.revised_BK.tolist() == [[False, False, True, False]]

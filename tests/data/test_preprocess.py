@@ -134,6 +134,8 @@ def test_the_key_changes_with_everything_the_entry_depends_on(tmp_path: Path, la
         cache_key(case(), other_label, AT_2_MM, organs()),
         cache_key(case(), label, Preprocessing(spacing=(2, 2, 2.5)), organs()),
         cache_key(case(), label, AT_2_MM, renumbered),
+        cache_key(case(), label, AT_2_MM, organs(), focus=[label]),
+        cache_key(case(), label, AT_2_MM, organs(), focus=[other_label]),
     ]
     assert len(set(keys)) == len(keys)
 
@@ -151,7 +153,7 @@ def test_an_entry_holds_image_label_and_where_the_organs_are(tmp_path: Path, lab
     folder = tmp_path / "cache" / "a"
     write_cache(folder, saved_case(tmp_path), label, Preprocessing(spacing=(2, 3, 5)), organs())
     assert sorted(path.name for path in folder.iterdir()) == ["foreground.npy", "image.b2nd", "label.b2nd"]
-    entry = open_cached(folder, np.array([True, True]))
+    entry = open_cached(folder, np.ones(2, np.float32))
     image, labels, foreground = entry.image[:], entry.label[:], entry.foreground
     assert (image.shape, image.dtype, int(image[0, 0, 0])) == (SHAPE, np.int16, 40)
     assert np.argwhere(labels == 6).tolist() == [[10, 7, 3]]  # (1, 2, 3) in LPS is 12 - 1 - 1, 10 - 2 - 1, 3 in RAS
@@ -159,6 +161,19 @@ def test_an_entry_holds_image_label_and_where_the_organs_are(tmp_path: Path, lab
     assert foreground[0, 0].tolist() == [10, 7, 3]
     assert (foreground[0, 1:] == -1).all()
     assert (foreground[1] == -1).all()  # there is no spleen
+
+
+def test_focus_is_where_any_of_the_maps_shows_something(tmp_path: Path, label: Path) -> None:
+    maps = [np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)]
+    maps[0][0, 0, 0], maps[1][1, 2, 3] = 7, 255
+    paths = [tmp_path / f"{n}.nii.gz" for n in range(2)]
+    for path, one in zip(paths, maps, strict=True):
+        write_volume(path, Volume(one, LPS))
+    write_cache(tmp_path / "a", saved_case(tmp_path), label, Preprocessing(spacing=(2, 3, 5)), organs(), focus=paths)
+    entry = open_cached(tmp_path / "a", np.ones(2, np.float32))
+    assert entry.focus is not None
+    assert np.argwhere(entry.focus[:]).tolist() == [[10, 7, 3], [11, 9, 0]]  # in RAS
+    assert entry.focus[:].max() == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 130, 3), (100, 97, 33), (40, 50, 200)])
@@ -169,7 +184,7 @@ def test_every_patch_of_an_entry_is_what_the_arrays_hold(tmp_path: Path, shape: 
     write_volume(tmp_path / "label.nii.gz", Volume(labels, np.eye(4)))
     known = case(image=str(tmp_path / "ct.nii.gz"), shape=shape, spacing=(1, 1, 1), orientation="RAS")
     write_cache(tmp_path / "a", known, tmp_path / "label.nii.gz", Preprocessing(spacing=(1, 1, 1)), organs())
-    entry = open_cached(tmp_path / "a", np.array([True, True]))
+    entry = open_cached(tmp_path / "a", np.ones(2, np.float32))
     for _ in range(20):
         low = [int(rng.integers(n)) for n in shape]
         patch = tuple(slice(start, start + int(rng.integers(1, 97))) for start in low)
