@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from atlas_ray.workspace import write_atomically
+from atlas_ray.storage import write_atomically
 
 if TYPE_CHECKING:
     import torch
