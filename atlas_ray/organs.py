@@ -126,6 +126,14 @@ class Organs(Schema):
     def label_id(self, name: str) -> int:
         return self[name].label_id
 
+    def mirror(self, name: str) -> str | None:
+        """The same organ on the body's other side, by its code; None where the set has none."""
+        code = self[name].code
+        if code is None or code.side is None:
+            return None
+        others = (o.name for o in self if o.code and o.code.side not in (None, code.side) and o.code.value == code.value)
+        return next(others, None)
+
     def mask(self, labels: LabelMap, name: str) -> npt.NDArray[np.bool_]:
         """Voxels of one organ, [X, Y, Z]."""
         return np.equal(labels, self.label_id(name))

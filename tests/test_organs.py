@@ -51,6 +51,14 @@ def test_every_organ_has_a_code_that_tells_its_side(name: str) -> None:
     assert len(set(structures)) == len(structures)
 
 
+def test_the_other_side_is_known_by_its_code() -> None:
+    organs = load_organs("abdomenatlas_1_0")
+    assert organs.mirror("kidney_left") == "kidney_right"
+    assert organs.mirror("kidney_right") == "kidney_left"
+    assert organs.mirror("liver") is None
+    assert load_organs("universal_32").mirror("femur_left") == "femur_right"
+
+
 def test_voxels_are_counted_per_organ() -> None:
     organs = Organs(name="two", organs=(organ("b", 7), organ("a", 3), organ("c", 200)))
     labels = np.array([[[7, 7], [0, 3]], [[7, 1], [0, 0]]], np.uint8)
