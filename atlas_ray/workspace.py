@@ -10,6 +10,7 @@
       labels/<case>.nii.gz        ground truth on the image's own grid, label ids of the campaign's organ set
       truth/<case>.nii.gz         the oracle's and the evaluation's reference label
       ingested/<case>.json        what ingest found, so that an unchanged case is not read again
+      ingest.html                 what was ingested, with plots and pictures
       cache/<key>/<case>/         training volumes at the networks' spacing
       attempts/<step>/<case>.<n>  the ledger of started attempts
       checkpoints/<round>/<architecture>.pt
@@ -146,6 +147,11 @@ class Workspace:
 
     def ingested(self, case_id: str) -> Path:
         return self.root / "ingested" / f"{case_id}.json"
+
+    @property
+    def ingest_page(self) -> Path:
+        """What was ingested, with pictures."""
+        return self.root / "ingest.html"
 
     def attempt(self, step: str, case_id: str, number: int) -> Path:
         return self.root / "attempts" / step / f"{case_id}.{number}"
