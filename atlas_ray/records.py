@@ -11,6 +11,22 @@ LabelSource = Literal["original", "revised", "confirmed", "pseudo"]
 RevisionKind = Literal["edit", "undo", "redo", "revert"]
 
 
+class OrganOrigin(Schema):
+    """Where a case's label of one organ comes from.
+
+    Args:
+        dataset: whose label it is.
+        file: its file, relative to the dataset's root.
+        source: "original" as the dataset has it, or "revised" by somebody since.
+        rule: what was done to it besides renumbering; "" for nothing.
+    """
+
+    dataset: str
+    file: str
+    source: LabelSource = "original"
+    rule: str = ""
+
+
 class Case(Schema):
     """One CT study and all that is known about it before a network has seen it.
 
@@ -23,6 +39,8 @@ class Case(Schema):
         source, license: the dataset it came from.
         split: "train" has labels, "pool" waits for pseudo-labels, "holdout" is never queried and never trained on.
         labeled_organs: organs this case has ground truth for; for any other organ nothing is known.
+        origins: where each of these comes from.
+        not_labeled: organs that the dataset labels, but not for certain in this case, and why.
         truth: path of a reference label map only the oracle annotator and the evaluation may open; None outside simulation.
     """
 
@@ -37,6 +55,8 @@ class Case(Schema):
     license: str
     split: Split
     labeled_organs: tuple[str, ...] = ()
+    origins: dict[str, OrganOrigin] = Field(default_factory=dict)
+    not_labeled: dict[str, str] = Field(default_factory=dict)
     truth: str | None = None
 
     @property

@@ -9,8 +9,9 @@ direction in which each array axis grows, so in RAS a smaller first index is the
 import contextlib
 import io
 import math
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -438,6 +439,47 @@ def dicom_grid(folder: str | Path, series_uid: str | None) -> tuple[list[Path], 
     except DICOM_ERRORS as error:
         raise CaseError(f"{folder}: a slice cannot be read: {error}") from error
     return [files[index] for index in order], affine
+
+
+def read_slices(pictures: Sequence[Path], folder: str | Path, *, series_uid: str | None = None) -> Array:
+    """One gray PNG for every slice of a DICOM series, as an array on that series' grid.
+
+    Args:
+        pictures: the k-th by name belongs to the series' k-th file by name, numbers in names compared as numbers.
+
+    Raises:
+        CaseError: as read_volume of the folder; another number or size of pictures, or one that cannot be read.
+    """
+    files, _ = dicom_grid(folder, series_uid)
+    if len(pictures) != len(files):
+        raise CaseError(f"{len(pictures)} pictures such as {pictures[0]} for the {len(files)} slices in {folder}")
+    head = _dcmread(files[0], stop_before_pixels=True)
+    size = (int(head.Columns), int(head.Rows))
+    picture_of = dict(zip(sorted(files, key=_by_number), sorted(pictures, key=_by_number), strict=True))
+    voxels = np.empty((*size, len(files)), np.uint16, order="F")
+    for k, file in enumerate(files):
+        voxels[:, :, k] = _read_picture(picture_of[file], size).T
+    return voxels
+
+
+def _by_number(path: Path) -> list[str | int]:
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", path.name)]
+
+
+def _read_picture(path: Path, size: tuple[int, int]) -> Array:
+    """[rows, columns]; black and white is 0 and 255."""
+    import PIL.Image
+
+    try:
+        with path.open("rb") as stream, PIL.Image.open(stream, formats=["PNG"]) as picture:
+            if picture.size != size:
+                raise CaseError(f"{path} has {picture.size[0]}x{picture.size[1]} pixels, its slice has {size[0]}x{size[1]}")
+            gray = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
+        raise CaseError(f"{path} cannot be read: {error}") from error
+    if gray.ndim != 2:
+        raise CaseError(f"{path} has colors; gray is allowed")
+    return gray
 
 
 def _read_dicom(folder: Path, series_uid: str | None) -> Volume:

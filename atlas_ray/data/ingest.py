@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from atlas_ray.data.sources import Candidate, LabelMapFile, OrganMasks, Source, prepare, read_label
+from atlas_ray.data.labels import Labels, read_labels
+from atlas_ray.data.sources import Candidate, Source, prepare
 from atlas_ray.exceptions import CaseError, DatasetError, GeometryError, LabelError
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.schema import Millimeters, Schema
 from atlas_ray.storage import place, write_atomically
-from atlas_ray.volume import Array, Volume, dicom_files, form_disagreement_mm, onto_grid_of, read_volume, write_volume
+from atlas_ray.volume import Array, Volume, dicom_files, form_disagreement_mm, read_volume, write_volume
 from atlas_ray.workspace import Workspace, write_lines
 
 logger = logging.getLogger(__name__)
@@ -210,11 +211,7 @@ def _files_of(candidate: Candidate) -> list[Path]:
         files = sorted(image.iterdir()) if image.is_dir() else [image]
     except OSError:
         files = [image]
-    if isinstance(candidate.labels, LabelMapFile):
-        files.append(place(candidate.labels.path))
-    elif isinstance(candidate.labels, OrganMasks):
-        files += [place(p) for p in candidate.labels.paths.values()]
-    return files
+    return files + [path for labels in candidate.labels for path in labels.files()]
 
 
 # --- one case --------------------------------------------------------------------------------------------------------
@@ -234,20 +231,22 @@ def ingest_case(candidate: Candidate, organs: Organs, workspace: Workspace, chec
         fingerprint = _fingerprint(candidate, organs, checks)  # before reading: a file replaced meanwhile is then read again
         image = read_volume(candidate.image, series_uid=candidate.series_uid)
         check_image(image, checks)
-        labels, seen, overlapping = _labels(candidate, image, organs, checks)
-        case = _describe(candidate, image, seen, workspace)
+        labels = _labels(candidate, image, organs, checks)
+        case = _describe(candidate, image, labels, workspace)
     except CaseError as error:
         _remove_labels(candidate.case_id, workspace)
         reason = " ".join(error.args[0].split())  # one line, whatever a library said
         return Quarantined(case_id=candidate.case_id, step=STEP, reason=reason, path=candidate.image)
-    _write_labels(case, labels, image, organs, workspace)
-    organ_ml = _organ_ml(case, labels, organs)
-    record = Ingested(fingerprint=fingerprint, case=case, organ_ml=organ_ml, overlapping_voxels=overlapping)
+    voxels = labels.voxels if candidate.labels else None
+    _write_labels(case, voxels, image, organs, workspace)
+    organ_ml = _organ_ml(case, voxels, organs)
+    record = Ingested(fingerprint=fingerprint, case=case, organ_ml=organ_ml, overlapping_voxels=labels.overlapping)
     write_atomically(workspace.ingested(case.case_id), record.model_dump_json(indent=2))
     return case
 
 
-def _describe(candidate: Candidate, image: Volume, seen: tuple[str, ...], workspace: Workspace) -> Case:
+def _describe(candidate: Candidate, image: Volume, labels: Labels, workspace: Workspace) -> Case:
+    seen = tuple(name for name in candidate.labeled_organs if name in labels.origins)
     return Case(
         case_id=candidate.case_id,
         image=candidate.image,
@@ -260,8 +259,34 @@ def _describe(candidate: Candidate, image: Volume, seen: tuple[str, ...], worksp
         license=candidate.license,
         split=candidate.split,
         labeled_organs=seen,
+        origins={name: labels.origins[name] for name in seen},
+        not_labeled={n: labels.not_labeled[n] for n in candidate.labeled_organs if n in labels.not_labeled},
         truth=str(workspace.truth(candidate.case_id)) if candidate.truth else None,
     )
+
+
+def _labels(candidate: Candidate, image: Volume, organs: Organs, checks: IngestChecks) -> Labels:
+    """What the case's label files say, on its image's grid. Raises LabelError where that is not what the case is for."""
+    if not candidate.labels:
+        return Labels(np.zeros(0, np.uint8))
+    labels = read_labels(
+        candidate.labels,
+        image,
+        organs,
+        tolerance_mm=checks.label_offset_mm,
+        dicom=candidate.image,
+        series_uid=candidate.series_uid,
+    )
+    reasons = [f"{name}: {labels.not_labeled.get(name, 'no label')}" for name in organs.names if name not in labels.origins]
+    if candidate.truth and reasons:
+        raise LabelError(f"a reference must know every organ; {'; '.join(reasons)}")
+    if candidate.split == "train" and set(candidate.labeled_organs).isdisjoint(labels.origins):
+        raise LabelError(f"no organ is labeled for certain; {'; '.join(reasons)}")
+    for name, reason in labels.not_labeled.items():
+        logger.info("%s: %s is not labeled: %s", candidate.case_id, name, reason)
+    if labels.overlapping:
+        logger.info("%s: %d voxels in more than one mask; the smaller organ got them", candidate.case_id, labels.overlapping)
+    return labels
 
 
 def _organ_ml(case: Case, labels: LabelMap | None, organs: Organs) -> dict[str, float]:
@@ -353,73 +378,3 @@ def _check_hounsfield(voxels: Array, checks: IngestChecks) -> None:
         raise CaseError(f"{found} are not CT in HU: some must reach {checks.tissue_hu:g} (tissue)")
     if brightest > checks.brightest_hu:
         raise CaseError(f"{found} are not CT in HU: none may exceed {checks.brightest_hu:g}")
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
-
-
-def _labels(
-    candidate: Candidate, image: Volume, organs: Organs, checks: IngestChecks
-) -> tuple[LabelMap | None, tuple[str, ...], int]:
-    """(label map on the image's grid in the campaign's numbering, organs training may see, voxels claimed more than once)."""
-    if candidate.labels is None:
-        return None, (), 0
-    if isinstance(candidate.labels, LabelMapFile):
-        path = place(candidate.labels.path)
-        if not path.is_file():
-            raise LabelError(f"no label at {path}")
-        label = _onto(image, read_label(str(path), organs, to=organs, ids=candidate.labels.ids), path, checks)
-        return label.voxels, candidate.labeled_organs, 0
-    wanted = organs.names if candidate.truth else candidate.labeled_organs
-    paths = {name: place(candidate.labels.paths[name]) for name in wanted}
-    present = {name: path for name, path in paths.items() if path.is_file()}
-    missing = [name for name in wanted if name not in present]
-    if missing and (candidate.truth or not present):
-        raise LabelError(f"no mask of {', '.join(missing)}, such as {paths[missing[0]]}")
-    labels, overlapping = join_masks(((n, _read_mask(p, image, checks)) for n, p in present.items()), organs, image.shape)
-    if overlapping:
-        logger.info("%s: %d voxels were claimed by more than one mask; the smaller organ got them", candidate.case_id, overlapping)
-    return labels, tuple(name for name in candidate.labeled_organs if name in present), overlapping
-
-
-def join_masks(masks: Iterable[tuple[str, Array]], organs: Organs, shape: tuple[int, int, int]) -> tuple[LabelMap, int]:
-    """One label map of masks that may overlap: a voxel goes to the smallest organ that claims it.
-
-    A small organ loses more by a few voxels than a large one, and no order of reading decides. Between organs of the same
-    size the earlier channel has it. One mask is held at a time.
-
-    Args:
-        masks: (organ, bool [X, Y, Z]), in any order.
-
-    Returns:
-        The label map, and how many voxels were claimed more than once.
-    """
-    labels = np.zeros(shape, np.uint8)
-    contested = np.zeros(shape, np.bool_)
-    rank: dict[int, tuple[int, int]] = {}
-    for name, mask in masks:
-        label_id = organs.label_id(name)
-        rank[label_id] = (int(mask.sum()), organs.channel(name))
-        held = mask & (labels > 0)
-        contested |= held
-        gives_way = np.array([i in rank and rank[i] > rank[label_id] for i in range(256)])
-        labels[mask & (~held | gives_way[labels])] = label_id
-    return labels, int(contested.sum())
-
-
-def _onto(image: Volume, label: Volume, path: Path, checks: IngestChecks) -> Volume:
-    try:
-        return onto_grid_of(label, image, tolerance_mm=checks.label_offset_mm)
-    except GeometryError as error:
-        raise GeometryError(f"{path}: {error}") from error
-
-
-def _read_mask(path: Path, image: Volume, checks: IngestChecks) -> Array:
-    """Bool [X, Y, Z]. Some tools write the mask as 0/255 or as 0/id, so one value beside 0 is a mask, whichever it is."""
-    voxels = _onto(image, read_volume(path), path, checks).voxels
-    mask: Array = voxels != 0
-    if mask.any():
-        value = voxels.max()
-        if value <= 0 or voxels.min() < 0 or np.any(voxels[mask] != value):
-            raise LabelError(f"{path} holds values from {voxels.min()} to {value}; a mask has 0 and one positive value")
-    return mask

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from atlas_ray.components import connected_components
 from atlas_ray.exceptions import LabelError
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.resampling import linear_taps, nearest_indices
@@ -76,7 +77,7 @@ def support(bytes_MKXYZ: Probabilities, settings: PseudoLabels) -> Words:
         box = box_above(organ_ZYX, limit)
         parts_ZYX, part = np.asarray(organ_ZYX[_inside(box)] > limit, np.uint8), 1
         if settings.largest_component:
-            parts_ZYX, count = _components(parts_ZYX)
+            parts_ZYX, count = connected_components(parts_ZYX)
             sizes, _ = count_parts(parts_ZYX.reshape(-1), parts_ZYX.reshape(-1), count)
             part = 1 + int(sizes[1:].argmax()) if count else 1
         mark_dilated(parts_ZYX, part, box[0], k, words_MZYX[m])
@@ -85,19 +86,6 @@ def support(bytes_MKXYZ: Probabilities, settings: PseudoLabels) -> Words:
 
 def _inside(box: npt.NDArray[np.int64]) -> tuple[slice, ...]:
     return tuple(slice(int(low), int(high)) for low, high in box.T)
-
-
-def _components(values: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], int]:
-    """Number every 26-connected region of one value from 1 on, in the order they are met; 0 stays 0. Three axes, C order."""
-    import cc3d
-
-    if 0 in values.shape:
-        return values, 0
-    is_line = sorted(values.shape)[1] == 1
-    padded = np.pad(values, (0, 1)) if is_line else values  # cc3d 4.1.1 raises "maximum length exception" on lines such as 1 0 1
-    parts, count = cc3d.connected_components(padded, connectivity=26, return_N=True)
-    a, b, c = values.shape
-    return np.ascontiguousarray(parts[:a, :b, :c]), int(count)
 
 
 # --- to the image's grid ---------------------------------------------------------------------------------------------
@@ -194,7 +182,7 @@ def clean_label_map(labels: LabelMap, organs: Organs) -> LabelMap:
     cleaned = labels.T.copy() if labels.flags.f_contiguous else np.array(labels, order="C")
     inside = _inside(box_above(cleaned, 0))
     values = np.ascontiguousarray(cleaned[inside])
-    parts, count = _components(values)
+    parts, count = connected_components(values)
     sizes, label_ids = count_parts(parts.reshape(-1), values.reshape(-1), count)
     keep = ~np.isin(label_ids, organs.label_ids)
     for label_id in organs.label_ids:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from ct_files import AFFINE, SHAPE, ct_voxels, label_voxels, save_ct, save_label, source
 
-from atlas_ray.data.ingest import IngestChecks, Ingested, collect, ingest, ingest_case, join_masks, sha256_of
+from atlas_ray.data.ingest import IngestChecks, Ingested, collect, ingest, ingest_case, sha256_of
+from atlas_ray.data.labels import join_masks
 from atlas_ray.data.sources import Candidate
 from atlas_ray.exceptions import DatasetError
 from atlas_ray.organs import Organ, Organs, load_organs

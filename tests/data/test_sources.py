@@ -9,7 +9,10 @@ import pytest
 from ct_files import SHAPE, label_voxels, save_ct, save_label, source
 from pydantic import ValidationError
 
-from atlas_ray.data.sources import Candidate, LabelMapFile, OrganMasks, find_cases, load_dataset, prepare
+from atlas_ray.data.datasets import load_dataset
+from atlas_ray.data.labels import LabelMapFile, OrganMasks
+from atlas_ray.data.patterns import find_cases, part_of
+from atlas_ray.data.sources import Candidate, prepare
 from atlas_ray.exceptions import ConfigError, DatasetError, LabelError
 from atlas_ray.organs import CONFIGS, Organ, Organs, load_organs
 from atlas_ray.volume import read_volume
@@ -64,6 +67,17 @@ def listed(root: Path, workspace: Workspace, **fields: Any) -> list[Candidate]:
 def test_what_names_a_case(pattern: str, path: str, case: str, tmp_path: Path) -> None:
     touch(tmp_path, path)
     assert find_cases(tmp_path, pattern) == [(case, tmp_path / path)]
+
+
+def test_a_placeholder_may_be_narrowed_and_a_part_is_shared(tmp_path: Path, workspace: Workspace) -> None:
+    touch(
+        tmp_path, "imagesTr/amos_0004.nii.gz", "imagesTr/amos_0507.nii.gz", "imagesVa/amos_0008.nii.gz", "imagesTs/amos_0009.nii.gz"
+    )
+    pattern = "images{part:[TV][ra]}/amos_{case:0[0-4]??}.nii.gz"
+    assert [case for case, _ in find_cases(tmp_path, pattern)] == ["0004", "0008"]
+    assert part_of("imagesVa/amos_0008.nii.gz", pattern) == "Va"
+    found = listed(tmp_path, workspace, images=pattern, labels="labels{part}/amos_{case}.nii.gz", ids="btcv")
+    assert [c.labels[0].path for c in found] == [f"{tmp_path}/labelsTr/amos_0004.nii.gz", f"{tmp_path}/labelsVa/amos_0008.nii.gz"]
 
 
 def test_what_does_not_match_is_no_case(tmp_path: Path) -> None:
@@ -137,9 +151,11 @@ def test_several_series_are_chosen_by_case(tmp_path: Path, workspace: Workspace)
 def test_a_label_map_by_the_name_of_an_organ_set(tmp_path: Path, workspace: Workspace) -> None:
     touch(tmp_path, "img/img01.nii.gz")
     (case,) = listed(tmp_path, workspace, images="img/img{case}.nii.gz", labels="lab/label{case}.nii.gz", ids="btcv", split="train")
-    assert isinstance(case.labels, LabelMapFile)
-    assert case.labels.path == str(tmp_path / "lab/label01.nii.gz")
-    assert (case.labels.ids[1], case.labels.ids[6]) == ("spleen", "liver")
+    (label,) = case.labels
+    assert isinstance(label, LabelMapFile)
+    assert label.path == str(tmp_path / "lab/label01.nii.gz")
+    assert (label.ids[1], label.ids[6], label.ids[5]) == ("spleen", "liver", "")  # the campaign has no esophagus
+    assert (label.dataset, label.name) == ("somewhere", "lab/label01.nii.gz")
     assert case.labeled_organs == ("liver", "spleen")  # channel order, and only the campaign's
     assert not case.truth
 
@@ -153,12 +169,12 @@ def test_masks_per_organ_with_names_of_their_own(tmp_path: Path, workspace: Work
         labels="{folder}/segmentations/{organ}.nii.gz",
         mask_names={"spleen": "milz"},
     )
-    assert case.labels == OrganMasks(
-        paths={
-            "liver": str(tmp_path / "site/p1/segmentations/liver.nii.gz"),
-            "spleen": str(tmp_path / "site/p1/segmentations/milz.nii.gz"),
-        }
-    )
+    (label,) = case.labels
+    assert isinstance(label, OrganMasks)
+    assert label.paths == {
+        "liver": (str(tmp_path / "site/p1/segmentations/liver.nii.gz"),),
+        "spleen": (str(tmp_path / "site/p1/segmentations/milz.nii.gz"),),
+    }
 
 
 def test_labeled_organs_may_be_fewer_than_the_ids_name(tmp_path: Path, workspace: Workspace) -> None:
@@ -201,8 +217,8 @@ def test_complete_labels_of_a_holdout_are_truth_too(tmp_path: Path, workspace: W
         ({"split": "train"}, "split train needs labels that training may see; 'somewhere' has none"),
         ({"split": "train", "labels": "{case}.nii.gz", "ids": "btcv", "truth": True}, "split train needs labels"),
         ({"images": "**/ct.nii.gz"}, "say by {case} which part names the case"),
-        ({"images": "{id}/ct.nii.gz"}, r"holds {id}; {case} are allowed"),
-        ({"labels": "{patient}/{organ}.nii.gz"}, r"holds {patient}; {case}, {folder}, {organ} are allowed"),
+        ({"images": "{id}/ct.nii.gz"}, r"holds {id}; {case}, {part} are allowed"),
+        ({"labels": "{patient}/{organ}.nii.gz"}, r"holds {patient}; {case}, {part}, {folder}, {organ} are allowed"),
         ({"case_id": "{}"}, r"holds {}; {case}, {name} are allowed"),
         ({"name": "a b"}, "pattern"),
         ({"lables": "x"}, "Extra inputs"),
@@ -240,7 +256,7 @@ def test_what_a_campaign_says_goes_before_what_the_file_says(tmp_path: Path, wor
         source="dataset", dataset="images", name="own", license="ours", images="{case}/ct.nii.gz", root=str(tmp_path), split="pool"
     )
     (case,) = own.candidates(workspace, OURS)
-    assert (case.case_id, case.source, case.license, case.labels) == ("a", "own", "ours", None)
+    assert (case.case_id, case.source, case.license, case.labels) == ("a", "own", "ours", ())
 
 
 def test_a_described_dataset_of_ones_own_is_a_path(tmp_path: Path, workspace: Workspace) -> None:
@@ -251,7 +267,7 @@ def test_a_described_dataset_of_ones_own_is_a_path(tmp_path: Path, workspace: Wo
 
 
 def test_what_is_no_dataset_is_named(tmp_path: Path, workspace: Workspace) -> None:
-    with pytest.raises(ConfigError, match=r"dataset 'btvc' not found .* one of: abdomenatlas_1_0, btcv, dicom, images"):
+    with pytest.raises(ConfigError, match=r"dataset 'btvc' not found .* one of: abdomenatlas_1_0, .*btcv.*, images"):
         load_dataset("btvc")
     (tmp_path / "bad.yaml").write_text("name: bad\nimage: x\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml does not describe a dataset: images: Field required"):
@@ -298,7 +314,7 @@ def test_a_phantom_is_made_once_and_again_for_another_recipe(workspace: Workspac
     organs = load_organs("abdomenatlas_1_0")
     candidate = pickle.loads(pickle.dumps(phantom(count=1).candidates(workspace, organs)[0]))
     prepare(candidate, organs)
-    image, label = Path(candidate.image), Path(candidate.labels.path)
+    image, label = Path(candidate.image), Path(candidate.labels[0].path)
     assert image == workspace.synthetic("made") / "made_0000" / "ct.nii.gz"
     assert read_volume(image).spacing == (8, 8, 8)
     assert read_volume(image).shape == read_volume(label).shape
@@ -327,7 +343,7 @@ def test_label_maps_are_textured_in_their_own_numbering_and_labeled_in_ours(tmp_
     (candidate,) = semi.candidates(workspace, OURS)
     assert (candidate.case_id, candidate.truth, candidate.labeled_organs) == ("semi_0008", True, ("liver", "spleen"))
     prepare(candidate, OURS)
-    ct, label = read_volume(candidate.image), read_volume(candidate.labels.path)
+    ct, label = read_volume(candidate.image), read_volume(candidate.labels[0].path)
     assert (ct.shape, ct.voxels.dtype) == (SHAPE, np.int16)
     assert np.array_equal(ct.affine, label.affine)
     assert np.array_equal(label.voxels, np.where(voxels == 6, 1, 0))
