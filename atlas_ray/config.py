@@ -50,6 +50,7 @@ class Cluster(Schema):
         max_attempts: starts a case gets before it is quarantined as one that kills its process.
         max_failed_fraction: above it a job ends with an error even though the other cases are done.
         train_failures: worker-group restarts before a training gives up.
+        recompute_for_new_code: predict again what an older version of the code predicted.
     """
 
     use_gpu: bool = False
@@ -63,6 +64,7 @@ class Cluster(Schema):
     max_attempts: PositiveInt = 3
     max_failed_fraction: Fraction = 0.05
     train_failures: int = 3
+    recompute_for_new_code: bool = True
 
 
 class Tracking(Schema):

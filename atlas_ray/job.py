@@ -18,6 +18,7 @@ from rich.text import Text
 
 from atlas_ray.config import Campaign, dump_config, load_config
 from atlas_ray.exceptions import AtlasError
+from atlas_ray.lock import holder_of
 from atlas_ray.storage import write_atomically
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A campaign's YAML file, or the name of one in configs/.")]
@@ -64,9 +65,9 @@ def run(command: Callable[..., None] | typer.Typer) -> None:
 
 
 def open_campaign(config: str, overrides: Sequence[str] | None, *, dry_run: bool = False) -> Campaign:
-    """Load the configuration and leave it, resolved, in the workspace, where the app finds it."""
+    """Load the configuration and leave it, resolved, in the workspace for the app; not while another job is at work."""
     campaign = load_config(config, overrides or ())
-    if not dry_run:
+    if not dry_run and holder_of(campaign.open_workspace()) is None:
         write_atomically(campaign.open_workspace().config, dump_config(campaign))
     return campaign
 

@@ -65,12 +65,17 @@ class Case(Schema):
 
 
 class Quarantined(Schema):
-    """A case that was set aside, by which step and why."""
+    """A case that was set aside, by which step and why.
+
+    Args:
+        key: of the result that could not be made (CaseScores.key); another image or other weights deserve another try.
+    """
 
     case_id: str
     step: str
     reason: str
     path: str = ""
+    key: str = ""
 
 
 class AttentionComponent(Schema):

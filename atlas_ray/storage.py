@@ -377,6 +377,22 @@ def append_line(path: Path, line: str) -> None:
     write_atomically(path, (path.read_text() if path.exists() else "") + f"{line}\n")
 
 
+def create(path: Path, text: str) -> None:
+    """A small file that was not there. Raises FileExistsError where it is; on a disk, of several at once, for all but one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, Path):
+        with path.open("x") as file:
+            file.write(text)
+    else:
+        cast(BucketPath, path).touch(exist_ok=False)
+        cast(BucketPath, path).write_text(text)
+
+
+def settle_s(path: Path) -> float:
+    """How long after `create` its outcome is the same for everybody: a bucket keeps what was written last."""
+    return 0.0 if isinstance(path, Path) else 2.0
+
+
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """A folder that appears under its name only when the block has ended without an error; twins lose harmlessly.

@@ -12,13 +12,15 @@
       ingested/<case>.json        what ingest found, so that an unchanged case is not read again
       ingest.html                 what was ingested, with plots and pictures
       cache/<key>/<case>/         training volumes at the networks' spacing
+      lock/<number>.json          which job has the workspace
       attempts/<step>/<case>.<n>  the ledger of started attempts
       checkpoints/<round>/<architecture>.pt
       train/                      Ray Train's storage
       tracking_backlog.jsonl      what MLflow could not be told
       rounds/<round>/
         state.json                finished steps
-        predictions/<case>/       pseudo_label, heat, attention/<organ>, architectures/<name>, components.json, scores.json
+        predictions/<case>/       pseudo_label, heat, attention/<organ>, architectures/<name>, components.jsonl,
+                                      SHA256SUMS, scores.json
         tables/scores/, tables/components/   what the predictions' small files say, in Parquet
         priority.csv, priority.parquet, plots
         annotations/<case>/       label.nii.gz, provenance.json: the merged current truth after this round
@@ -31,7 +33,7 @@ Every file appears whole or not at all, and a step's result is written last: if 
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -45,6 +47,7 @@ from atlas_ray.storage import place, stamps, write_atomically
 
 Record = TypeVar("Record", bound=Schema)
 RESULT = "scores.json"  # of a prediction, written last
+SUMS = "SHA256SUMS"  # of a folder's files
 
 
 def now() -> str:
@@ -56,6 +59,25 @@ def file_sha256(path: Path) -> str:
     """Of a file's bytes, in hexadecimal, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path, name: str, text: str) -> None:
+    """Write a folder's checksums, and then its result: a small file that means, by being there, that all the others are.
+
+    Checksums have the form of sha256sum, which checks them: `sha256sum --check SHA256SUMS`.
+    """
+    sums = {file.relative_to(folder).as_posix(): file_sha256(file) for file in folder.rglob("*") if file.is_file()}
+    sums = {name: digest for name, digest in sums.items() if name != SUMS}
+    sums[name] = hashlib.sha256(text.encode()).hexdigest()
+    write_atomically(folder / SUMS, "".join(f"{digest}  {file}\n" for file, digest in sorted(sums.items())))
+    write_atomically(folder / name, text)
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """File -> sha256, as `seal` wrote them; {} where a version before checksums wrote the folder."""
+    path = folder / SUMS
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def read_lines(path: Path, record: type[Record]) -> list[Record]:
@@ -153,8 +175,15 @@ class Workspace:
         """What was ingested, with pictures."""
         return self.root / "ingest.html"
 
+    @property
+    def locks(self) -> Path:
+        return self.root / "lock"
+
+    def attempts(self, step: str) -> Path:
+        return self.root / "attempts" / step
+
     def attempt(self, step: str, case_id: str, number: int) -> Path:
-        return self.root / "attempts" / step / f"{case_id}.{number}"
+        return self.attempts(step) / f"{case_id}.{number}"
 
     def checkpoint(self, round_index: int, architecture: str) -> Path:
         return self.root / "checkpoints" / f"{round_index:03d}" / f"{architecture}.pt"
@@ -265,6 +294,14 @@ class Workspace:
 
     def quarantined(self) -> list[Quarantined]:
         return read_lines(self.quarantine, Quarantined)
+
+    def take_from_quarantine(self, step: str, case_ids: Collection[str]) -> int:
+        """Forget that these cases were set aside by a step. Returns how many were."""
+        listed = self.quarantined()
+        kept = [entry for entry in listed if entry.step != step or entry.case_id not in case_ids]
+        if len(kept) < len(listed):
+            write_lines(self.quarantine, kept)
+        return len(listed) - len(kept)
 
     def add_to_quarantine(self, *entries: Quarantined) -> None:
         """Record cases set aside; a case already listed for the same step keeps its newest reason."""

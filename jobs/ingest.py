@@ -10,6 +10,7 @@ import typer
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.data.ingest import collect
 from atlas_ray.job import ConfigArgument, DryRunOption, SetOption, open_campaign, out, print_table, run
+from atlas_ray.lock import locked
 from atlas_ray.steps.ingest import ingest_step, report_step
 
 ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Write ingest.html: organs, volumes, geometry, pictures.")]
@@ -25,7 +26,7 @@ def main(config: ConfigArgument, report: ReportOption = True, set_: SetOption = 
             f"would ingest into {workspace.manifest}", ("case", "split", "image"), [(c.case_id, c.split, c.image) for c in found]
         )
         return
-    with ray_session():
+    with locked(workspace, "jobs.ingest"), ray_session():
         done = ingest_step(campaign)
         page = report_step(campaign) if report else None
     rows = [(q.case_id, q.reason) for q in done.quarantined]

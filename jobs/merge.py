@@ -8,6 +8,7 @@ from atlas_ray.annotation.queue import Queue
 from atlas_ray.annotation.review import to_merge
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, run
+from atlas_ray.lock import locked
 from atlas_ray.steps.merge import merge_step
 from atlas_ray.steps.prioritize import QUEUE_LABELS
 
@@ -26,7 +27,8 @@ def main(config: ConfigArgument, round_: RoundOption = 0, set_: SetOption = None
         rows = [(i.case_id, i.reading, i.state, i.review or "", i.user, "yes" if i.item_id in merged else "") for i in items]
         print_table(f"would merge of round {round_}", ("case", "reading", "state", "review", "by", "merged"), rows)
         return
-    count = merge_step(campaign, round_)
+    with locked(workspace, "jobs.merge"):
+        count = merge_step(campaign, round_)
     folder = workspace.round(round_) / "annotations"
     print_table(f"round {round_}", ("merged cases", "folder"), [(str(count), str(folder))])
 

@@ -3,7 +3,7 @@
 python -m jobs.predict CONFIG [--round N] [--split pool] [--set key=value] [--dry-run]
 """
 
-from atlas_ray.cluster.prediction import forget_attempts
+from atlas_ray.cluster.prediction import plan_predictions, retry_failed
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.job import (
     ConfigArgument,
@@ -17,6 +17,7 @@ from atlas_ray.job import (
     progress,
     run,
 )
+from atlas_ray.lock import locked
 from atlas_ray.steps.predict import predict_step, to_predict
 
 
@@ -25,7 +26,7 @@ def main(
     round_: RoundOption = 0,
     split: SplitOption = None,
     set_: SetOption = None,
-    retry_failed: RetryFailedOption = False,
+    again: RetryFailedOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Predict what is not predicted yet. A bad case is set aside with its reason; the others go on."""
@@ -33,17 +34,17 @@ def main(
     splits = tuple(split or ("train", "pool", "holdout"))
     cases = to_predict(campaign, splits)
     if dry_run:
-        done = campaign.open_workspace().predicted(round_)
+        plan = plan_predictions(campaign, round_, cases)
+        states = {c.case_id: "to do" for c in plan.todo} | {q.case_id: f"set aside: {q.reason}" for q in plan.failed}
         print_table(
-            f"would predict round {round_}",
+            f"would predict {len(plan.todo)} of {len(cases)} cases in round {round_}",
             ("case", "state"),
-            [(c.case_id, "done" if c.case_id in done else "to do") for c in cases],
+            [(c.case_id, states.get(c.case_id, "done")) for c in cases],
         )
         return
-    if retry_failed:
-        for case in cases:
-            forget_attempts(campaign, round_, case.case_id)
-    with ray_session(), progress("predict", len(cases)) as advance:
+    with locked(campaign.open_workspace(), "jobs.predict"), ray_session(), progress("predict", len(cases)) as advance:
+        if again:
+            retry_failed(campaign, round_)
         summary = predict_step(campaign, round_, splits=splits, progress=lambda row: advance())
     title = f"{summary.predicted} predicted, {summary.skipped} done before"
     print_table(title, ("failed", "reason"), [(q.case_id, q.reason) for q in summary.failed])

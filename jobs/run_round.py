@@ -5,6 +5,7 @@ python -m jobs.run_round CONFIG [--round N] [--set key=value] [--dry-run]
 
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, out, print_table, progress, run
+from atlas_ray.lock import locked
 from atlas_ray.report import next_commands, plan_rows, round_rows
 from atlas_ray.rounds import run_round
 
@@ -15,7 +16,7 @@ def main(config: ConfigArgument, round_: RoundOption = 0, set_: SetOption = None
     if dry_run:
         print_table(f"would run round {round_} in {campaign.workspace}", ("", ""), plan_rows(campaign, round_))
         return
-    with ray_session():
+    with locked(campaign.open_workspace(), "jobs.run_round"), ray_session():
         result = run_round(campaign, round_, bar=progress)
     if result.skipped:
         out.print(f"skipped, done before: {', '.join(result.skipped)}")

@@ -9,6 +9,7 @@ import typer
 
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.job import ConfigArgument, DryRunOption, SetOption, open_campaign, out, print_table, progress, run
+from atlas_ray.lock import locked
 from atlas_ray.report import round_rows
 from atlas_ray.rounds import simulate
 
@@ -23,7 +24,7 @@ def main(config: ConfigArgument, rounds: RoundsOption = 3, set_: SetOption = Non
         rows = [(r, ", ".join(workspace.finished_steps(r)) or "to do") for r in range(rounds)]
         print_table(f"would simulate in {campaign.workspace}", ("round", "finished steps"), rows)
         return
-    with ray_session():
+    with locked(campaign.open_workspace(), "jobs.simulate"), ray_session():
         results = simulate(campaign, rounds, bar=progress)
     columns, rows = round_rows(campaign, results)
     print_table("campaign (Dice on the holdout)", columns, rows)

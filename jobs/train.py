@@ -5,6 +5,7 @@ python -m jobs.train CONFIG [--round N] [--set key=value] [--dry-run]
 
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, progress, run
+from atlas_ray.lock import locked
 from atlas_ray.steps.train import labeled_cases, train_step
 
 
@@ -18,7 +19,11 @@ def main(config: ConfigArgument, round_: RoundOption = 0, set_: SetOption = None
         device = "GPU" if where.use_gpu else "CPU"
         print_table(f"would train round {round_} on {device}s", ("architecture", "steps", "cases", "workers"), rows)
         return
-    with ray_session(), progress(f"round {round_}", len(campaign.architectures)) as advance:
+    with (
+        locked(campaign.open_workspace(), "jobs.train"),
+        ray_session(),
+        progress(f"round {round_}", len(campaign.architectures)) as advance,
+    ):
         paths = train_step(campaign, round_, progress=advance)
     print_table(f"round {round_}", ("checkpoint",), [(path,) for path in paths])
 

@@ -155,6 +155,8 @@ def case_scores(
     criteria: Sequence[str],
     seconds: float,
     peak_memory_mb: float = 0.0,
+    key: str = "",
+    bytes_on_disk: int = 0,
 ) -> CaseScores:
     """A case's scores; its attention size is the sum over organs, a voxel counting once for each (paper-algorithm a.4)."""
     return CaseScores(
@@ -168,4 +170,6 @@ def case_scores(
         organs=tuple(organs),
         seconds=seconds,
         peak_memory_mb=peak_memory_mb,
+        key=key,
+        bytes=bytes_on_disk,
     )

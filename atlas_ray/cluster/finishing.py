@@ -26,7 +26,7 @@ from atlas_ray.segmentation.packed import PackedProbabilities
 from atlas_ray.segmentation.pseudo_labels import clean_label_map, native_slabs, support
 from atlas_ray.storage import write_atomically
 from atlas_ray.volume import Volume, axes_from_ras, reorient, write_volume
-from atlas_ray.workspace import architecture_label_in, attention_in, components_in, heat_in, pseudo_label_in, scores_in
+from atlas_ray.workspace import RESULT, architecture_label_in, attention_in, components_in, heat_in, pseudo_label_in, seal
 
 POSSIBLE = 0.05  # mean probability above which an organ counts as possible in a voxel
 
@@ -114,14 +114,16 @@ def finish(
     *,
     round_index: int,
     checkpoints: dict[str, str],
+    key: str,
     watch: Stopwatch,
 ) -> None:
-    """Write every file of one prediction into an empty folder, scores.json last.
+    """Write every file of one prediction into an empty folder, checksums before scores.json, which is last.
 
     Args:
         grid: the image's own, without voxels.
         probabilities: at the networks' spacing, one architecture after the other as `checkpoints` names them.
         checkpoints: architecture -> sha256 of its weights.
+        key: of the result (identity.py).
         watch: of the case; gets a lap per stage.
     """
     organs = campaign.load_organs()
@@ -174,8 +176,10 @@ def finish(
         criteria=mode.criterion_names,
         seconds=watch.seconds,
         peak_memory_mb=peak_mb(),
+        key=key,
+        bytes_on_disk=sum(file.stat().st_size for file in folder.rglob("*.*")),
     )
-    write_atomically(scores_in(folder), record.model_dump_json(indent=2))
+    seal(folder, RESULT, record.model_dump_json(indent=2))
 
 
 def look(

@@ -31,22 +31,26 @@ import numpy as np
 import numpy.typing as npt
 
 from atlas_ray.cluster.finishing import finish
+from atlas_ray.cluster.identity import Identity
 from atlas_ray.cluster.session import runs_in_process
 from atlas_ray.cluster.timing import StageTimes, Stopwatch, peak_mb
 from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import to_network_grid
 from atlas_ray.exceptions import AtlasError, CaseError
+from atlas_ray.lock import check_lock
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.segmentation.checkpoints import load_network
 from atlas_ray.segmentation.inference import predict_ensemble
 from atlas_ray.segmentation.packed import PackedProbabilities, pack
-from atlas_ray.storage import new_folder
+from atlas_ray.storage import new_folder, remove
+from atlas_ray.tables import SCHEMAS, add_to_tables, result_keys, save_table
 from atlas_ray.volume import Volume, header_bytes, header_from_bytes, read_volume
-from atlas_ray.workspace import Workspace, file_sha256
+from atlas_ray.workspace import file_sha256
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 GIB = 2**30
+TABLED_TOGETHER = 1000  # finished cases that wait for their rows in the round's tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,50 +74,101 @@ class PredictionSummary:
 def predict_cases(
     campaign: Campaign, round_index: int, cases: Sequence[Case], *, progress: Callable[[Row], None] = lambda row: None
 ) -> PredictionSummary:
-    """Predict every case that is not predicted yet by this round's checkpoints.
+    """Predict every case that has no result of this very image, these weights, parameters and code.
 
     Args:
-        cases: which; finished ones are passed over.
+        cases: which; finished ones are passed over, and those that failed before on the same inputs.
         progress: called with every small result row.
 
     Raises:
         AtlasError: more than `max_failed_fraction` of the cases failed; the others are finished all the same.
     """
     workspace = campaign.open_workspace()
-    paths = {name: workspace.checkpoint(round_index, name) for name in campaign.architecture_names}
-    shas = {name: _sha256(path, round_index) for name, path in paths.items()}
-    todo = [case for case in cases if not _finished(workspace, round_index, case.case_id, shas)]
-    failed: list[Quarantined] = []
+    work = plan_predictions(campaign, round_index, cases)
+    by_id = {case.case_id: case for case in work.todo}
+    failed = list(work.failed)
+    done: list[str] = []
     times, actor_peak_mb, finish_peak_mb = StageTimes(), 0.0, 0.0
-    for row in _stream(campaign, round_index, todo) if todo else ():
+    for row in _stream(campaign, round_index, work.todo) if work.todo else ():
+        check_lock()
         progress(row)
         times.add(row["stages"])
         actor_peak_mb = max(actor_peak_mb, row["actor_peak_mb"])
         finish_peak_mb = max(finish_peak_mb, row["finish_peak_mb"])
         if row["error"]:
-            failed.append(Quarantined(case_id=row["case_id"], step=f"predict-{round_index:03d}", reason=row["error"]))
-    if failed:
-        workspace.add_to_quarantine(*failed)
+            case = by_id[row["case_id"]]
+            set_aside = {"step": step_of(round_index), "path": case.image, "key": work.identity.key(case)}
+            failed.append(Quarantined(case_id=case.case_id, reason=row["error"], **set_aside))
+            workspace.add_to_quarantine(failed[-1])
+            continue
+        done.append(row["case_id"])
+        if len(done) % TABLED_TOGETHER == 0:
+            add_to_tables(workspace, round_index, done[-TABLED_TOGETHER:])
+    for kind in SCHEMAS:
+        save_table(workspace, round_index, kind)
+    workspace.take_from_quarantine(step_of(round_index), {*done, *work.finished})
     if len(failed) > campaign.cluster.max_failed_fraction * len(cases):
         allowed = campaign.cluster.max_failed_fraction
         raise AtlasError(
-            f"{len(failed)} of {len(cases)} cases failed, {allowed:.0%} are allowed; reasons in {workspace.quarantine}"
+            f"{len(failed)} of {len(cases)} cases failed, {allowed:.0%} are allowed; reasons in {workspace.quarantine}; "
+            "once their cause is gone, --retry-failed gives them another try"
         )
-    done = len(todo) - len(failed)
-    return PredictionSummary(done, len(cases) - len(todo), tuple(failed), times, actor_peak_mb, finish_peak_mb)
+    return PredictionSummary(len(done), len(work.finished), tuple(failed), times, actor_peak_mb, finish_peak_mb)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What there is to do in a round, and what is not.
+
+    Args:
+        todo: cases without a result, or with one of another image, other weights, parameters or code.
+        finished: ids of cases with the result wanted.
+        failed: cases that were set aside before, on the very same inputs; `retry_failed` forgets them.
+    """
+
+    identity: Identity
+    todo: tuple[Case, ...]
+    finished: tuple[str, ...]
+    failed: tuple[Quarantined, ...]
+
+
+def plan_predictions(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Predictions:
+    """Hold the results that are there against what is wanted. Raises AtlasError for a missing checkpoint."""
+    workspace = campaign.open_workspace()
+    paths = {name: workspace.checkpoint(round_index, name) for name in campaign.architecture_names}
+    identity = Identity.of(campaign, {name: _sha256(path, round_index) for name, path in paths.items()})
+    keys = result_keys(workspace, round_index)
+    set_aside = {entry.case_id: entry for entry in workspace.quarantined() if entry.step == step_of(round_index)}
+    todo, finished, failed = [], [], []
+    for case in cases:
+        earlier = set_aside.get(case.case_id)
+        if identity.holds(keys.get(case.case_id, ""), case):
+            finished.append(case.case_id)
+        elif earlier is not None and identity.holds(earlier.key, case):
+            failed.append(earlier)
+        else:
+            todo.append(case)
+    return Predictions(identity, tuple(todo), tuple(finished), tuple(failed))
+
+
+def step_of(round_index: int) -> str:
+    """Name of the prediction of a round in the quarantine list."""
+    return f"predict-{round_index:03d}"
+
+
+def retry_failed(campaign: Campaign, round_index: int) -> int:
+    """Forget every failure and every start without a result of this round's prediction. Returns how many cases were set aside."""
+    workspace = campaign.open_workspace()
+    set_aside = {entry.case_id for entry in workspace.quarantined() if entry.step == step_of(round_index)}
+    for step in ("read", "predict", "finish"):
+        remove(workspace.attempts(f"{step}-{round_index:03d}"))
+    return workspace.take_from_quarantine(step_of(round_index), set_aside)
 
 
 def _sha256(path: Path, round_index: int) -> str:
     if not path.exists():
         raise AtlasError(f"checkpoint {path} is missing; run `python -m jobs.train CONFIG --round {round_index}` first")
     return file_sha256(path)
-
-
-def _finished(workspace: Workspace, round_index: int, case_id: str, shas: dict[str, str]) -> bool:
-    """Predicted, and by these very weights."""
-    if not workspace.scores(round_index, case_id).exists():
-        return False
-    return workspace.case_scores(round_index, case_id).checkpoints == shas
 
 
 def _stream(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Iterator[Row]:
@@ -299,16 +354,18 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
         return {**result, "stages": watch.record()}
     if refusal := _claim(campaign, f"finish-{round_index:03d}", case_id):
         return {**result, "error": refusal, "stages": watch.record()}
+    case = Case.model_validate_json(row["case"])
     grid = Volume(_no_voxels(row["shape"]), np.array(row["affine"]), header_from_bytes(row["header"]))
     with new_folder(campaign.open_workspace().prediction(round_index, case_id)) as folder:
         finish(
             folder,
             campaign,
-            Case.model_validate_json(row["case"]),
+            case,
             grid,
             PackedProbabilities(packed),
             round_index=round_index,
             checkpoints=checkpoints,
+            key=Identity.of(campaign, checkpoints).key(case),
             watch=watch,
         )
     forget_attempts(campaign, round_index, case_id)

@@ -5,6 +5,7 @@ and a U-Net that says "liver, 73 %" everywhere. Together they call liver exactly
 """
 
 import json
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ import torch
 from atlas_ray.attention import packed
 from atlas_ray.attention.packed import attend
 from atlas_ray.cluster import finishing, prediction
-from atlas_ray.cluster.prediction import Ensemble, Row, finish_case, forget_attempts, predict_cases, read_case
+from atlas_ray.cluster.prediction import Ensemble, Row, finish_case, forget_attempts, predict_cases, read_case, retry_failed
 from atlas_ray.config import Campaign
 from atlas_ray.exceptions import AtlasError
 from atlas_ray.records import Case
 from atlas_ray.segmentation.architectures import NNUNet, UNet
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
 from atlas_ray.segmentation.pseudo_labels import native_slabs
-from atlas_ray.workspace import Workspace
+from atlas_ray.workspace import Workspace, read_sums
 
 # Ray Data 2.60 sets its own deprecated options whenever it makes a context
 pytestmark = pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning")
@@ -39,6 +40,7 @@ SHAPE, SPACING = (16, 20, 8), (2.0, 2.0, 4.0)  # in RAS
 CUBE = (slice(3, 9), slice(5, 15), slice(2, 6))  # bright; off center in every axis
 NNUNET, UNET = NNUNet(features=(2, 4), convs_per_stage=1), UNet(features=(4, 8), residual_units=1)
 FOLDER_LISTING = [
+    "SHA256SUMS",
     "architectures/nnunet.nii.gz",
     "architectures/unet.nii.gz",
     "attention/liver.nii.gz",
@@ -356,6 +358,68 @@ def test_a_finished_case_leaves_no_attempt_behind(campaign: Campaign, workspace:
 def test_without_a_checkpoint_the_message_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(AtlasError, match=r"nnunet\.pt is missing; run `python -m jobs\.train CONFIG --round 0`"):
         predict_cases(make_campaign(tmp_path), 0, [])
+
+
+# --- what is done again ---------------------------------------------------------------------------------------------
+
+
+def done_now(campaign: Campaign, cases: list[Case]) -> list[str]:
+    """Ids of the cases that a run of the stream predicted."""
+    rows: list[Row] = []
+    predict_cases(campaign, 0, cases, progress=rows.append)
+    return sorted(row["case_id"] for row in rows if not row["error"])
+
+
+def test_changed_inputs_recompute_exactly_the_affected_cases(in_this_process: None, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path)
+    save_networks(campaign)
+    cases = [save_case(tmp_path, name, sha256=name * 64) for name in "abc"]
+    assert done_now(campaign, cases) == ["a", "b", "c"]
+    assert done_now(campaign, cases) == []
+    assert done_now(make_campaign(tmp_path, effort={"budget_share": 0.7}, annotation={"lease_minutes": 5}), cases) == []
+    changed = [cases[0], cases[1].model_copy(update={"sha256": "d" * 64}), cases[2]]
+    assert done_now(campaign, changed) == ["b"]
+    other = make_campaign(tmp_path, attention={"mode": "physical", "min_component_mm3": 30})
+    assert done_now(other, changed) == ["a", "b", "c"]
+    assert done_now(other, changed) == []
+
+
+def test_a_prediction_says_what_its_files_hold(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
+    predict_here(campaign, save_case(tmp_path, "a"))
+    folder = workspace.prediction(0, "a")
+    checked = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    assert set(read_sums(folder)) == set(FOLDER_LISTING) - {"SHA256SUMS"}
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.name not in ("SHA256SUMS", "scores.json") and path.is_file()]
+    assert workspace.case_scores(0, "a").bytes == sum(sizes)
+
+
+def test_a_failure_is_not_tried_again_until_its_inputs_change_or_somebody_asks(in_this_process: None, tmp_path: Path) -> None:
+    campaign = make_campaign(tmp_path, cluster={"max_failed_fraction": 0.5})
+    workspace = campaign.open_workspace()
+    save_networks(campaign)
+    good, bad = save_case(tmp_path, "good"), save_case(tmp_path, "bad", sha256="b" * 64)
+    whole = Path(bad.image).read_bytes()
+    truncate(bad)
+    assert done_now(campaign, [good, bad]) == ["good"]
+    (entry,) = workspace.quarantined()
+    assert (entry.case_id, entry.step, entry.path) == ("bad", "predict-000", bad.image)
+
+    rows: list[Row] = []
+    summary = predict_cases(campaign, 0, [good, bad], progress=rows.append)
+    assert (rows, summary.skipped, summary.failed) == ([], 1, (entry,))
+
+    Path(bad.image).write_bytes(whole)
+    assert retry_failed(campaign, 0) == 1
+    assert workspace.quarantined() == []
+    assert done_now(campaign, [good, bad]) == ["bad"]
+
+    truncate(bad)
+    again = bad.model_copy(update={"sha256": "c" * 64})  # another image, which is broken, too
+    assert done_now(campaign, [good, again]) == []
+    Path(bad.image).write_bytes(whole)
+    assert done_now(campaign, [good, bad.model_copy(update={"sha256": "d" * 64})]) == ["bad"]
+    assert workspace.quarantined() == [], "what succeeded is no failure any more"
 
 
 # --- the stream -----------------------------------------------------------------------------------------------------
