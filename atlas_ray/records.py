@@ -106,7 +106,11 @@ class AttentionComponent(Schema):
 
 
 class OrganScores(Schema):
-    """Attention of one organ of one case."""
+    """Attention of one organ of one case.
+
+    Args:
+        error: type of the error its largest component (by score) points at; "" where it has none.
+    """
 
     organ: str
     attention_voxels: int
@@ -115,6 +119,8 @@ class OrganScores(Schema):
     predicted_ml: float
     components: int
     entropy: float = 0.0  # mean predictive entropy (nats) over the organ's predicted voxels and its attention
+    mutual_information: float = 0.0  # of prediction and architecture (nats), over the same voxels
+    error: str = ""
 
 
 class CaseScores(Schema):

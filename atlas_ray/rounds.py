@@ -199,20 +199,30 @@ class _Round:
 
     def _outcome(self, budget: Budget) -> RoundOutcome:
         """What the stop rule is told: how much the top case of the list had to be changed."""
+        audited = [found for found in map(self._revised, budget.audit) if found is not None]
+        audit = self.campaign.effort.audit.result([revised / max(1, labeled) for revised, labeled in audited])
         if not budget.case_ids:
-            return RoundOutcome(rounds=self.index + 1, top_case=None)
-        top = budget.case_ids[0]
-        with open_database(self.campaign.database_url) as database:
-            item = Queue(database).item((self.index, top))
-            edits = Revisions(database).edits(self.index, top)
-        provenance = read_provenance(self.workspace, self.index, top) if item.state == "submitted" else None
+            return RoundOutcome(rounds=self.index + 1, top_case=None, audit=audit)
+        top = self._revised(budget.case_ids[0])
+        revised, labeled = top or (0, 0)
         return RoundOutcome(
             rounds=self.index + 1,
-            top_case=top,
-            top_case_reviewed=item.state == "submitted",
-            top_voxels_revised=sum(edit.revision.voxels for edit in edits),
-            top_voxels_labeled=sum(provenance[name].voxels for name in item.organs) if provenance else 0,
+            top_case=budget.case_ids[0],
+            top_case_reviewed=top is not None,
+            top_voxels_revised=revised,
+            top_voxels_labeled=labeled,
+            audit=audit,
         )
+
+    def _revised(self, case_id: str) -> tuple[int, int] | None:
+        """Voxels revised, and voxels of the organs that were up for revision; None where the case is not submitted."""
+        with open_database(self.campaign.database_url) as database:
+            item = Queue(database).item((self.index, case_id))
+            edits = Revisions(database).edits(self.index, case_id)
+        if item.state != "submitted":
+            return None
+        provenance = read_provenance(self.workspace, self.index, case_id)
+        return sum(edit.revision.voxels for edit in edits), sum(provenance[name].voxels for name in item.organs)
 
 
 def simulate(campaign: Campaign, rounds: int, *, bar: ProgressBar = _no_bar) -> list[RoundResult]:

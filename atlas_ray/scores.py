@@ -16,6 +16,7 @@ from atlas_ray.records import CaseScores, OrganScores
 Column = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+WORD = "U32"  # of an organ's column: a longer name would be cut off
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +43,8 @@ class Scores:
     predicted_ml_NK: Floats
     components_NK: Integers
     entropy_NK: Floats
+    mutual_information_NK: Floats
+    error_NK: npt.NDArray[np.str_]
 
     @classmethod
     def of(cls, cases: Sequence[CaseScores]) -> "Scores":
@@ -49,7 +52,8 @@ class Scores:
         organs = tuple(dict.fromkeys(organ.organ for case in cases for organ in case.organs))
         place = {name: k for k, name in enumerate(organs)}
         of_cases = {name: np.array([getattr(case, name) for case in cases], dtype) for name, dtype in CASE_COLUMNS.items()}
-        of_organs = {name: np.zeros((len(cases), len(organs)), dtype) for name, dtype in ORGAN_COLUMNS.items()}
+        shape = len(cases), len(organs)
+        of_organs = {n: np.zeros(shape, WORD if dtype is np.str_ else dtype) for n, dtype in ORGAN_COLUMNS.items()}
         has_NK = np.zeros((len(cases), len(organs)), np.bool_)
         for n, case in enumerate(cases):
             for organ in case.organs:

@@ -202,10 +202,12 @@ class Store:
         }
 
     def components(self, item: WorkItem) -> list[Record]:
-        """Attention components of the case, highest score first, each with its latest verdict."""
+        """Attention components of the case that the item asks about, highest score first, each with its latest verdict."""
         verdicts = self.revisions.verdicts(self.round, item.case_id, reading=item.reading)
         said = {(v.organ, v.component): v.verdict for v in verdicts}
-        found = sorted(self.workspace.case_components(self.round, item.case_id), key=lambda component: -component.score)
+        all_of_them = self.workspace.case_components(self.round, item.case_id)
+        asked = [component for component in all_of_them if not item.components or component.index in item.components]
+        found = sorted(asked, key=lambda component: -component.score)
         return [component.model_dump() | {"verdict": said.get((component.organ, component.index))} for component in found]
 
     # --- volumes ---

@@ -41,7 +41,7 @@ from sqlalchemy.types import TypeDecorator
 
 from atlas_ray.exceptions import ConfigError, WorkspaceError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_TIMEOUT_S = 30.0  # how long a writer waits for another; every transaction here takes milliseconds
 
 
@@ -78,6 +78,7 @@ work_items = Table(
     Column("case_id", String(255), nullable=False),
     Column("reading", Integer, nullable=False, default=1),  # 2: the same case once more, by somebody who must not see the first
     Column("organs", JSON, nullable=False),
+    Column("components", JSON, nullable=False, server_default="[]"),  # asked about, by index; none is all of the organs'
     Column("rank", Integer, nullable=False),
     Column("score", Float, nullable=False),
     Column("state", String(16), nullable=False),
@@ -240,6 +241,8 @@ def _create_tables(database: Database) -> int:
                 found = connection.execute(select(schema_version.c.version)).scalars().first()
                 if found == 1 and connection.dialect.name == "sqlite":
                     found = _migrate_from_1(connection)
+                if found == 2:
+                    found = _migrate_from_2(connection)
                 if found in (None, SCHEMA_VERSION):
                     metadata.create_all(connection)
                 if found is None:
@@ -272,6 +275,13 @@ def _migrate_from_1(connection: Connection) -> int:
         connection.exec_driver_sql(f"DROP TABLE {table.name}_1")
     for name in (component_verdicts.name, time_entries.name):
         connection.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN reading INTEGER NOT NULL DEFAULT 1")
+    connection.execute(update(schema_version).values(version=SCHEMA_VERSION))
+    return SCHEMA_VERSION
+
+
+def _migrate_from_2(connection: Connection) -> int:
+    """Add what version 2 lacks, on any server, in the transaction the database is opened in: the components an item asks about."""
+    connection.exec_driver_sql(f"ALTER TABLE {work_items.name} ADD COLUMN components JSON DEFAULT '[]' NOT NULL")
     connection.execute(update(schema_version).values(version=SCHEMA_VERSION))
     return SCHEMA_VERSION
 

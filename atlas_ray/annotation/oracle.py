@@ -1,20 +1,22 @@
 """Who annotates: a person in the app, or an oracle that replays known ground truth where the attention points.
 
-The oracle is how a campaign is simulated (does the attention find the errors? does the order pay?). It draws without a
-mistake: what is not covered is an annotator's noise, fatigue and disagreement, so a simulated campaign is an upper bound.
+The oracle is how a campaign is simulated (does the attention find the errors? does the order pay?). By default it draws without a
+mistake, so that a simulated campaign is an upper bound; `noise_mm` gives it an unsteady hand, `bias_mm` a habit of its own, and
+`miss_rate` a tired eye. What is not covered: fatigue that grows, learning, and mistakes of anatomy.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from scipy import ndimage
 
 from atlas_ray.exceptions import GeometryError
 from atlas_ray.organs import LabelMap, Organs
-from atlas_ray.schema import Schema, Triple
+from atlas_ray.schema import Fraction, Schema, Triple
 
 Mask = npt.NDArray[np.bool_]  # [X, Y, Z]
 
@@ -31,20 +33,37 @@ class OracleAnnotator(Schema):
     Args:
         user: the name it leases and saves under.
         scope: how far it looks. "component": an organ becomes the truth's inside its own attention; "organ": the whole of
-            every organ that has attention; "case": every organ there is truth for, attention or not.
+            every organ that has attention; "asked": the whole of every organ it is asked about, attention or not; "case": every
+            organ there is truth for.
         dilation_mm: how far beyond the attention's edge it sees and draws, since attention marks the doubtful voxels and
             an error's clear core may lie just beside them; only for scope "component".
-        minutes_per_case, minutes_per_organ, minutes_per_component: its time. The default is the paper's only figure,
+        tolerance_mm: what it does not bother to draw: an error counts from where a ball of this radius fits into it. People do not
+            trace every border anew; 0 draws every voxel.
+        noise_mm: sd of the error of its borders: a smooth random field with lengths of about `grain_mm` moves the border of
+            what it draws, drawn anew for every case and organ. Voxels that it leaves alone stay exact.
+        bias_mm: how far outside the true border it draws, negative inside: what makes two annotators differ alike everywhere.
+        miss_rate: share of the organs whose error it overlooks.
+        seed: draws noise and misses; two annotators of one seed are the same person.
+        minutes_per_case, minutes_per_organ, minutes_per_component: its time to look. The default is the paper's only figure,
             15 minutes per revised case (paper.md, section 4).
+        minutes_per_revised_organ, minutes_per_revised_ml: its time to draw, for each organ and for each ml that it changes.
     """
 
     annotator: Literal["oracle"] = "oracle"
     user: str = "oracle"
-    scope: Literal["component", "organ", "case"] = "component"
+    scope: Literal["component", "organ", "asked", "case"] = "component"
     dilation_mm: NonNegativeFloat = 3.0
+    tolerance_mm: NonNegativeFloat = 0.0
+    noise_mm: NonNegativeFloat = 0.0
+    grain_mm: PositiveFloat = 10.0
+    bias_mm: float = 0.0
+    miss_rate: Fraction = 0.0
+    seed: int = 0
     minutes_per_case: NonNegativeFloat = 15.0
     minutes_per_organ: NonNegativeFloat = 0.0
     minutes_per_component: NonNegativeFloat = 0.0
+    minutes_per_revised_organ: NonNegativeFloat = 0.0
+    minutes_per_revised_ml: NonNegativeFloat = 0.0
 
     def revise(
         self,
@@ -82,18 +101,70 @@ class OracleAnnotator(Schema):
         for name, region in reach.items():  # after all losses, so that what one organ gives another can take
             label_id = organs.label_id(name)
             np.copyto(revised, label_id, where=region & (truth == label_id))
+        self._leave_alone(draft, revised, spacing)
         before_and_after = ((name, organs.mask(draft, name), organs.mask(revised, name)) for name in organs.names)
         return {name: after for name, before, after in before_and_after if not np.array_equal(before, after)}
 
-    def minutes(self, organs: int, components: int) -> float:
-        """Time for one case with so many organs and components to look at."""
-        return self.minutes_per_case + self.minutes_per_organ * organs + self.minutes_per_component * components
+    def organ_minutes(self, components: int, changed_ml: float) -> float:
+        """Time for one organ: to look at so many components, and to draw so much of it."""
+        draw = self.minutes_per_revised_organ + self.minutes_per_revised_ml * changed_ml if changed_ml else 0.0
+        return self.minutes_per_organ + self.minutes_per_component * components + draw
+
+    def sees(self, truth: LabelMap, organs: Organs, spacing: Triple, *, what: str) -> LabelMap:
+        """What it believes the truth to be: the truth, with its borders where this hand draws them.
+
+        Where two organs claim a voxel the one whose border lies farther outside has it, as far as each claims beyond its truth.
+
+        Args:
+            what: names the case; the noise of one case and organ is always the same.
+        """
+        if self.noise_mm == 0 and self.bias_mm == 0:
+            return truth
+        believed = np.zeros_like(truth)
+        deepest = np.zeros(truth.shape, np.float32)  # mm inside the border that is drawn; only what is inside counts
+        for organ in organs:
+            mask = truth == organ.label_id
+            if not mask.any():
+                continue
+            inside, outside = (ndimage.distance_transform_edt(side, sampling=spacing) for side in (mask, ~mask))
+            half = min(spacing) / 2  # a voxel's center is half a voxel from its border
+            depth = np.where(mask, inside - half, half - outside)
+            depth = np.asarray(depth + self.bias_mm + self._wobble(truth.shape, spacing, f"{what}/{organ.name}"), np.float32)
+            np.copyto(believed, organ.label_id, where=depth > deepest)
+            np.maximum(deepest, depth, out=deepest)
+        return believed
+
+    def misses(self, case_id: str, organ: str) -> bool:
+        return bool(self._random(f"{case_id}/{organ}/miss").random() < self.miss_rate)
+
+    def _leave_alone(self, draft: LabelMap, revised: LabelMap, spacing: Triple) -> None:
+        """Undo, in place, what is too thin to be seen as an error."""
+        changed = revised != draft
+        if self.tolerance_mm == 0 or not changed.any():
+            return
+        padded = np.pad(changed, 1)  # the edge of the volume is an edge of the error
+        core = (ndimage.distance_transform_edt(padded, sampling=spacing) > self.tolerance_mm)[1:-1, 1:-1, 1:-1]
+        np.copyto(revised, draft, where=changed & ~dilate(core, 2 * self.tolerance_mm, spacing))
+
+    def _wobble(self, shape: tuple[int, ...], spacing: Triple, what: str) -> npt.NDArray[np.float32]:
+        """A smooth random field [X, Y, Z] of sd `noise_mm`, in mm."""
+        if self.noise_mm == 0:
+            return np.zeros(shape, np.float32)
+        white = self._random(what).standard_normal(shape).astype(np.float32)
+        smooth = ndimage.gaussian_filter(white, [self.grain_mm / 2 / mm for mm in spacing], mode="wrap")
+        return np.asarray(smooth * np.float32(self.noise_mm / max(float(smooth.std()), 1e-12)), np.float32)
+
+    def _random(self, what: str) -> np.random.Generator:
+        digest = hashlib.sha256(f"{self.seed}/{what}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8]))
 
     def _reach(self, attention: Mapping[str, Mask], organs: Organs, spacing: Triple) -> dict[str, Mask]:
         """Organ -> where it may be redrawn: [X, Y, Z], or [1, 1, 1] for everywhere."""
         everywhere = np.ones((1, 1, 1), bool)
         if self.scope == "case":
             return dict.fromkeys(organs.names, everywhere)
+        if self.scope == "asked":
+            return dict.fromkeys((name for name in organs.names if name in attention), everywhere)
         marked = {name: attention[name] for name in organs.names if name in attention and attention[name].any()}
         if self.scope == "organ":
             return dict.fromkeys(marked, everywhere)

@@ -10,7 +10,7 @@ A case that is read twice has two items, reading 1 and 2. Nobody gets both: whoe
 open, the other. An item that review sent back waits for its own annotator; others get it only by opening it on purpose.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from atlas_ray.schema import Fraction, Schema
 
 State = Literal["waiting", "leased", "submitted", "skipped", "flagged"]
 CaseVerdict = Literal["fixed", "accepted", "unsure"]  # edited; the draft was right; somebody else should look
+Level = Literal["case", "organ", "component"]
 ReviewVerdict = Literal["accepted", "rejected", "superseded"]  # the last one: the case's other reading was taken
 
 _WAITING: State = "waiting"
@@ -53,6 +54,9 @@ class Annotation(Schema):
         annotator: people, or the oracle of a simulated campaign.
         second_reader_share: of the cases, how many a reviewer must accept before they are merged.
         double_reading_share: of the cases, how many two annotators do, blind to each other.
+        level: what an item asks about. "case": every organ, whatever the strategy says; "organ": the organs that it lists;
+            "component": of those, the components that carry their score.
+        component_share: of an organ's summed score, how much the components asked about must carry at level "component".
     """
 
     database: str | None = None
@@ -60,6 +64,8 @@ class Annotation(Schema):
     annotator: Annotator = HumanAnnotator()
     second_reader_share: Fraction = 0.0
     double_reading_share: Fraction = 0.0
+    level: Level = "organ"
+    component_share: Fraction = 0.9
 
     @model_validator(mode="after")
     def _reviewers_are_people(self) -> "Annotation":
@@ -73,6 +79,7 @@ class QueueEntry(Schema):
 
     Args:
         organs: in the order to revise them.
+        components: the attention components asked about, by index; none is all of the organs'.
         rank: 1 is annotated first.
         score: what it was ranked by.
         reading: 2 for the second, blind annotation of a case that is also listed as reading 1.
@@ -81,6 +88,7 @@ class QueueEntry(Schema):
     case_id: str
     reading: int = 1
     organs: tuple[str, ...]
+    components: tuple[int, ...] = ()
     rank: int
     score: float = 0.0
 
@@ -90,6 +98,8 @@ class WorkItem(Schema):
 
     Args:
         reading: 1, or 2 for the second of two blind annotations.
+        organs: asked about; once submitted, those that were looked at.
+        components: the attention components asked about, by index; none is all of the organs'.
         user: who holds it, or held it last; None while nobody has.
         lease_expires: ISO 8601 UTC, only while leased; after it anybody may take the item.
         seconds: active seconds the annotators reported, over all submissions.
@@ -103,6 +113,7 @@ class WorkItem(Schema):
     case_id: str
     reading: int = 1
     organs: tuple[str, ...]
+    components: tuple[int, ...] = ()
     rank: int
     score: float
     state: State
@@ -178,7 +189,8 @@ class Queue:
             self._replan(connection, item, entry, user)
         new = [entry for key, entry in wanted.items() if key not in known]
         if new:
-            rows_new = [{**entry.model_dump(), "organs": list(entry.organs), "round": round_index, "state": state} for entry in new]
+            same = {"round": round_index, "state": state}
+            rows_new = [{**entry.model_dump(mode="json"), **same} for entry in new]
             connection.execute(insert(work_items), rows_new)
         self._log(connection, user, "fill", round_index=round_index, detail=f"{len(wanted)} listed, {len(new)} new")
         return len(new)
@@ -190,7 +202,7 @@ class Queue:
             if connection.execute(delete(work_items).where(untouched)).rowcount:
                 self._log(connection, user, "withdraw", item)
             return
-        values = {"organs": list(entry.organs), "rank": entry.rank, "score": entry.score}
+        values = entry.model_dump(mode="json", include={"organs", "components", "rank", "score"})
         connection.execute(update(work_items).where(untouched).values(**values))
 
     # --- looking ---
@@ -304,12 +316,22 @@ class Queue:
         values = {"state": state, "lease_expires": None, "note": note}
         return self._change(item_id, user, action, where=_held_by(user), values=values, detail=note)
 
-    def submit(self, item_id: int, user: str, *, verdict: CaseVerdict = "fixed", seconds: float = 0.0, note: str = "") -> WorkItem:
+    def submit(
+        self,
+        item_id: int,
+        user: str,
+        *,
+        verdict: CaseVerdict = "fixed",
+        seconds: float = 0.0,
+        note: str = "",
+        organs: Sequence[str] | None = None,
+    ) -> WorkItem:
         """Hand the item in. Submitting what one has just submitted changes nothing, so that a lost answer can be asked for again.
 
         Args:
             verdict: see CaseVerdict.
             seconds: active seconds to add to the item.
+            organs: those that were looked at, where time ran out before the others; None is all. The others stay unconfirmed.
 
         Raises:
             LeaseError: the item is not the user's any more; the saved revisions are kept.
@@ -325,6 +347,7 @@ class Queue:
             "note": note,
             "review": None,
             "reviewer": None,
+            "organs": list(item.organs if organs is None else organs),
         }
         detail = f"{verdict}, {seconds:.0f} s{': ' + note if note else ''}"
         return self._change(item_id, user, "submit", where=_held_by(user), values=values, detail=detail)

@@ -123,7 +123,15 @@ def strongest_heat(organs: Sequence[OrganAttention]) -> npt.NDArray[np.uint8]:
 
 
 def organ_scores(
-    attention: OrganAttention, *, organ: str, spacing: Triple, predicted_voxels: int, components: int, entropy: float = 0.0
+    attention: OrganAttention,
+    *,
+    organ: str,
+    spacing: Triple,
+    predicted_voxels: int,
+    components: int,
+    entropy: float = 0.0,
+    mutual_information: float = 0.0,
+    error: str = "",
 ) -> OrganScores:
     """One organ's sizes.
 
@@ -131,7 +139,8 @@ def organ_scores(
         attention: as `find_components` returned it.
         predicted_voxels: of its pseudo-label.
         components: how many of its components are listed.
-        entropy: mean predictive entropy in nats over its predicted voxels and its attention.
+        entropy, mutual_information: means in nats over its predicted voxels and its attention.
+        error: type of the error its largest component points at.
     """
     voxel_mm3 = float(np.prod(spacing))
     return OrganScores(
@@ -142,6 +151,8 @@ def organ_scores(
         predicted_ml=predicted_voxels * voxel_mm3 / 1000,
         components=components,
         entropy=entropy,
+        mutual_information=mutual_information,
+        error=error,
     )
 
 

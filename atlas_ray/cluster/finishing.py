@@ -6,13 +6,15 @@ is one byte per voxel and label map, and the few voxels that have attention. Wor
 Axes: M architectures, K organs, X Y Z of the image in RAS, N voxels with attention.
 """
 
+import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from atlas_ray.attention.rules import mean_entropies
 from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, rank_components, strongest_heat
@@ -20,6 +22,7 @@ from atlas_ray.attention.sparse import GridAttention, OrganAttention, joined
 from atlas_ray.cluster.timing import Stopwatch, peak_mb
 from atlas_ray.config import Campaign
 from atlas_ray.organs import Organs
+from atlas_ray.prioritization.error_types import PredictedOrgan, error_type_of
 from atlas_ray.records import AttentionComponent, Case, OrganScores
 from atlas_ray.schema import IntTriple
 from atlas_ray.segmentation.packed import PackedProbabilities
@@ -29,6 +32,7 @@ from atlas_ray.volume import Volume, axes_from_ras, reorient, write_volume
 from atlas_ray.workspace import RESULT, architecture_label_in, attention_in, components_in, heat_in, pseudo_label_in, seal
 
 POSSIBLE = 0.05  # mean probability above which an organ counts as possible in a voxel
+MARGIN_MM = 12.0  # around an organ and its error: wider than the gap that makes an island
 
 
 class Canvas:
@@ -148,6 +152,7 @@ def finish(
             )
             components += listed
             np.maximum(strongest, strongest_heat([attention]), out=strongest)
+            entropy, mutual_information = doubts(probabilities, channel)
             scores.append(
                 organ_scores(
                     attention,
@@ -155,7 +160,9 @@ def finish(
                     spacing=grid.spacing,
                     predicted_voxels=int(voxels_of[organs.label_id(name)]),
                     components=len(listed),
-                    entropy=mean_entropy(probabilities, channel),
+                    entropy=entropy,
+                    mutual_information=mutual_information,
+                    error=main_error(listed, found.label.volume(), organs.label_id(name)),
                 )
             )
         with watch("write"):
@@ -229,12 +236,39 @@ def _attention(campaign: Campaign) -> Callable[..., GridAttention]:
     return partial(packed.look, campaign.attention, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def mean_entropy(probabilities: PackedProbabilities, channel: int) -> float:
-    """Binary entropy of the mean probability, nats, averaged over the voxels at the networks' spacing where the organ is at least
-    possible (mean p > 0.05); 0 where it is nowhere."""
+def doubts(probabilities: PackedProbabilities, channel: int) -> tuple[float, float]:
+    """Two means over the voxels at the networks' spacing where the organ is at least possible (mean p > 0.05), in nats: the binary
+    entropy of the mean probability, and the mutual information of prediction and architecture, which is that entropy minus the mean
+    of each architecture's own (BALD). 0 and 0 where the organ is nowhere."""
     M = probabilities.shape[0]
+    bytes_MZYX = [probabilities[m, channel].T for m in range(M)]  # in the order of memory
     sums_ZYX = np.zeros(probabilities.grid[::-1], np.uint16)
-    for m in range(M):
-        sums_ZYX += probabilities[m, channel].T  # in the order of memory
-    voxels_of_sum = np.bincount(sums_ZYX[sums_ZYX > POSSIBLE * 255 * M], minlength=255 * M + 1)
-    return float(voxels_of_sum @ mean_entropies(M) / max(1, voxels_of_sum.sum()))
+    for one_ZYX in bytes_MZYX:
+        sums_ZYX += one_ZYX
+    possible_ZYX = sums_ZYX > POSSIBLE * 255 * M
+    voxels_of_sum = np.bincount(sums_ZYX[possible_ZYX], minlength=255 * M + 1)
+    voxels_of_byte = sum(np.bincount(one_ZYX[possible_ZYX], minlength=256) for one_ZYX in bytes_MZYX)
+    voxels = max(1, voxels_of_sum.sum())
+    entropy = float(voxels_of_sum @ mean_entropies(M) / voxels)
+    own = float(voxels_of_byte @ mean_entropies(1) / (M * voxels))
+    return entropy, max(0.0, entropy - own)
+
+
+def main_error(components: Sequence[AttentionComponent], label: Volume, label_id: int) -> str:
+    """Type of the error that an organ's largest component points at, "" where it has none; seen in the box around both."""
+    if not components:
+        return ""
+    component = max(components, key=lambda c: c.score)
+    mask_XYZ = label.voxels == label_id
+    reach = [math.ceil(MARGIN_MM / edge) for edge in label.spacing]
+    spans = [_span(mask_XYZ, axis, component.box[axis], reach[axis]) for axis in range(3)]
+    crop_XYZ = np.ascontiguousarray(mask_XYZ[tuple(slice(low, high) for low, high in spans)])
+    moved = tuple((start - low, stop - low) for (start, stop), (low, _) in zip(component.box, spans, strict=True))
+    return error_type_of(component.model_copy(update={"box": moved}), PredictedOrgan(crop_XYZ, label.spacing))
+
+
+def _span(mask_XYZ: npt.NDArray[np.bool_], axis: int, around: tuple[int, int], reach: int) -> tuple[int, int]:
+    """From the first to behind the last plane along an axis that holds the organ or the given range, and a margin."""
+    planes = np.flatnonzero(mask_XYZ.any(axis=tuple(a for a in range(3) if a != axis)))
+    low, high = (min(around[0], planes[0]), max(around[1], planes[-1] + 1)) if len(planes) else around
+    return max(0, int(low) - reach), min(mask_XYZ.shape[axis], int(high) + reach)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from atlas_ray.prioritization.audit import AuditResult
 from atlas_ray.schema import Fraction, Schema
 
 
@@ -16,6 +17,7 @@ class RoundOutcome(Schema):
         top_case_reviewed: whether the annotator has finished with it.
         top_voxels_revised: voxels the annotator changed in it, summed over organs.
         top_voxels_labeled: voxels of the organs that were up for revision in it, as annotated in the end.
+        audit: of the cases that were not on the list.
     """
 
     rounds: NonNegativeInt
@@ -23,6 +25,7 @@ class RoundOutcome(Schema):
     top_case_reviewed: bool = False
     top_voxels_revised: NonNegativeInt = 0
     top_voxels_labeled: NonNegativeInt = 0
+    audit: AuditResult = AuditResult()
 
 
 class StopDecision(Schema):
@@ -40,12 +43,24 @@ class TopCaseNeedsNone(Schema):
 
     Args:
         max_revised_share: of the labeled voxels; 0.001 is 0.1 %, of the order of a Dice of 0.9995.
+        max_audit_bound: what the audit's bound on the share of unqueried cases with an error must be below as well; None asks for
+            no audit.
     """
 
     rule: Literal["top_case_needs_none"] = "top_case_needs_none"
     max_revised_share: Fraction = 0.001
+    max_audit_bound: Fraction | None = None
 
     def met(self, outcome: RoundOutcome) -> StopDecision:
+        top = self._top_case(outcome)
+        if self.max_audit_bound is None:
+            return top
+        audit = outcome.audit
+        found = f"{audit.with_error} of {audit.audited} audited cases had an error, so at most {audit.bound:.1%} of the others do"
+        reason = f"{top.reason}; {found}; {self.max_audit_bound:.1%} is the limit"
+        return self._say(top.met and audit.bound <= self.max_audit_bound, reason)
+
+    def _top_case(self, outcome: RoundOutcome) -> StopDecision:
         if outcome.top_case is None:
             return self._say(True, "no case had an organ to revise")
         if not outcome.top_case_reviewed:

@@ -59,8 +59,14 @@ class AnnotationProgress(Schema):
         return self.open == 0 and self.to_review == 0
 
 
-def annotate_step(campaign: Campaign, round_index: int, *, progress: Progress = _nothing) -> AnnotationProgress:
-    """Let the oracle work off the queue where the campaign has one; in any case say how far the round is."""
+def annotate_step(
+    campaign: Campaign, round_index: int, *, minutes: float | None = None, progress: Progress = _nothing
+) -> AnnotationProgress:
+    """Let the oracle work off the queue where the campaign has one; in any case say how far the round is.
+
+    Args:
+        minutes: the oracle's time for this round; None works the queue off.
+    """
     annotator = campaign.annotation.annotator
     organs = campaign.load_organs()
     with open_database(campaign.database_url) as database:
@@ -69,7 +75,14 @@ def annotate_step(campaign: Campaign, round_index: int, *, progress: Progress = 
         if isinstance(annotator, OracleAnnotator):
             load = partial(_oracle_input, campaign=campaign, organs=organs, round_index=round_index)
             annotate_round(
-                annotator, queue, revisions, organs, round_index=round_index, load=load, progress=lambda item: progress()
+                annotator,
+                queue,
+                revisions,
+                organs,
+                round_index=round_index,
+                load=load,
+                minutes=minutes,
+                progress=lambda item: progress(),
             )
         share = campaign.annotation.second_reader_share
         state = annotation_progress(queue, revisions, round_index, second_reader_share=share)

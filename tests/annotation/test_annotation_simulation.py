@@ -145,3 +145,26 @@ def test_a_case_without_an_error_is_accepted(queue: Queue, revisions: Revisions,
     assert annotate_case(ORACLE, queue, revisions, organs, item, right).verdict == "accepted"
     assert revisions.edits(1, "hard") == []
     assert {v.verdict for v in revisions.verdicts(1, "hard")} == {"not_an_error"}
+
+
+def test_with_the_time_up_the_pen_is_put_down_between_two_organs(queue: Queue, revisions: Revisions, organs: Organs) -> None:
+    """Easy takes 3.5 minutes; hard has 1 to open and 2 + 2 * 0.5 for the liver: at 7 minutes the aorta is not begun."""
+    submitted = annotate_round(ORACLE, queue, revisions, organs, round_index=1, load=load, minutes=7)
+    assert [(item.case_id, item.organs, item.seconds) for item in submitted] == [
+        ("easy", ("aorta",), 60 * 3.5),
+        ("hard", ("liver",), 60 * 4.0),
+    ]
+    assert revisions.changed_organs(1, "hard") == ("liver",)
+    assert annotate_round(ORACLE, queue, revisions, organs, round_index=1, load=load, minutes=7) == []  # 7.5 are spent
+
+
+def test_of_a_component_item_only_those_are_looked_at(queue: Queue, revisions: Revisions, organs: Organs) -> None:
+    queue.fill(2, [QueueEntry(case_id="hard", organs=("liver", "aorta"), components=(2, 3), rank=1)])
+    (item,) = annotate_round(ORACLE, queue, revisions, organs, round_index=2, load=load)
+    assert {(v.organ, v.component) for v in revisions.verdicts(2, "hard")} == {("liver", 2)}  # no third is the aorta's
+    assert item.seconds == 60 * (1 + 2 + 0.5 + 2)
+
+
+def test_times_are_logged_per_organ(queue: Queue, revisions: Revisions, organs: Organs) -> None:
+    annotate_round(ORACLE, queue, revisions, organs, round_index=1, load=load)
+    assert revisions.seconds(1, "hard") == {None: 60.0, "liver": 60 * 3.0, "aorta": 60 * 2.5}

@@ -73,7 +73,7 @@ def test_a_time_without_zone_is_refused(database: Database) -> None:
 def test_a_database_of_another_version_is_refused(url: str) -> None:
     with open_database(url) as database, database.write() as connection:
         connection.execute(update(schema_version).values(version=99))
-    with pytest.raises(WorkspaceError, match="table version 99; this atlas_ray reads 2"):
+    with pytest.raises(WorkspaceError, match="table version 99; this atlas_ray reads 3"):
         open_database(url)
 
 
@@ -111,6 +111,20 @@ def test_a_file_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
         queue.fill(1, [QueueEntry(case_id="a", reading=2, organs=("liver",), rank=1)])
         assert revisions.save(1, "a", "liver", user="carl", parent_id=0, runs=[[0, 1, 1]], reading=2).revision_id == 1
         assert revisions.current(1, "a", "liver") == 2
+
+
+def test_a_file_of_version_2_gains_the_components(tmp_path: Path) -> None:
+    url, path = sqlite_url(tmp_path / "annotation.db"), tmp_path / "annotation.db"
+    with open_database(url) as database:
+        Queue(database).fill(1, [QueueEntry(case_id="a", organs=("liver",), rank=1)])
+    with contextlib.closing(sqlite3.connect(path)) as connection:  # as version 2 left it
+        connection.execute("ALTER TABLE work_item DROP COLUMN components")
+        connection.execute("UPDATE schema_version SET version = 2")
+        connection.commit()
+    with open_database(url) as database:
+        assert Queue(database).item((1, "a")).components == ()
+        Queue(database).fill(1, [QueueEntry(case_id="a", organs=("liver",), components=(3, 5), rank=1)])
+        assert Queue(database).item((1, "a")).components == (3, 5)
 
 
 def test_the_migration_is_whole_or_not_at_all(tmp_path: Path) -> None:

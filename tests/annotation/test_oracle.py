@@ -125,10 +125,55 @@ def test_arrays_of_two_grids_are_refused(organs: Organs) -> None:
         oracle("component").revise(row("11"), row("111"), {}, organs, MM)
 
 
-def test_minutes() -> None:
-    assert OracleAnnotator().minutes(organs=3, components=9) == 15  # the paper's figure
-    measured = OracleAnnotator(minutes_per_case=1, minutes_per_organ=2, minutes_per_component=0.5)
-    assert measured.minutes(organs=3, components=9) == 1 + 6 + 4.5
+def test_minutes_to_look_and_to_draw() -> None:
+    assert OracleAnnotator().organ_minutes(components=9, changed_ml=30) == 0  # the paper's figure is per case
+    measured = OracleAnnotator(
+        minutes_per_organ=2, minutes_per_component=0.5, minutes_per_revised_organ=1, minutes_per_revised_ml=0.25
+    )
+    assert measured.organ_minutes(components=4, changed_ml=0) == 2 + 2
+    assert measured.organ_minutes(components=4, changed_ml=8) == 2 + 2 + 1 + 2
+
+
+def test_asked_looks_at_an_organ_without_attention(organs: Organs) -> None:
+    asked = {"liver": marked("............")}
+    assert revised(DRAFT, oracle("asked").revise(row(DRAFT), row(TRUTH), asked, organs, MM), organs) == "011100220000"
+
+
+def test_what_is_too_thin_is_left_alone(organs: Organs) -> None:
+    """The liver's slab lacks one plane above, which people let stand, and five below."""
+    truth, draft = np.zeros((2, 20, 20, 20), np.uint8)
+    truth[5:15] = 1
+    draft[10:14] = 1
+    eager, calm = OracleAnnotator(scope="case"), OracleAnnotator(scope="case", tolerance_mm=2)
+    assert np.array_equal(eager.revise(draft, truth, {}, organs, MM)["liver"], truth == 1)
+    mask = calm.revise(draft, truth, {}, organs, MM)["liver"]
+    assert np.array_equal(mask[:14, 5:15, 5:15], truth[:14, 5:15, 5:15] == 1)
+    assert not mask[14].any()
+
+
+def test_a_hand_of_its_own(organs: Organs) -> None:
+    """A ball of 10 mm: noise moves its border by about noise_mm, a bias of 1 mm adds a shell, and one hand is always alike."""
+    truth = np.zeros((32, 32, 32), np.uint8)
+    grid = np.stack(np.meshgrid(*[np.arange(32) - 15.5] * 3, indexing="ij"))
+    truth[np.linalg.norm(grid, axis=0) <= 10] = 2
+    assert OracleAnnotator().sees(truth, organs, MM, what="a") is truth
+    noisy = OracleAnnotator(noise_mm=1.0).sees(truth, organs, MM, what="a")
+    depth = 10 - np.linalg.norm(grid, axis=0)
+    moved = np.abs(depth[noisy != truth])
+    assert 0.2 < moved.mean() < 1.5
+    assert moved.max() < 4.5
+    assert np.array_equal(noisy, OracleAnnotator(noise_mm=1.0).sees(truth, organs, MM, what="a"))
+    assert not np.array_equal(noisy, OracleAnnotator(noise_mm=1.0, seed=1).sees(truth, organs, MM, what="a"))
+    wide = OracleAnnotator(bias_mm=1.0).sees(truth, organs, MM, what="a")
+    assert (wide[truth == 2] == 2).all()
+    assert depth[wide == 2].min() == pytest.approx(-1, abs=0.9)
+
+
+def test_a_tired_eye_misses_its_share() -> None:
+    tired = OracleAnnotator(miss_rate=0.25)
+    missed = sum(tired.misses(f"case_{n}", "liver") for n in range(400))
+    assert 70 < missed < 130
+    assert not OracleAnnotator().misses("case_0", "liver")
 
 
 # --- dilation ---

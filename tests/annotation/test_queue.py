@@ -41,6 +41,7 @@ def test_an_item_says_all_there_is_to_know(queue: Queue) -> None:
         "case_id": "a",
         "reading": 1,
         "organs": ("liver", "aorta"),
+        "components": (),
         "rank": 1,
         "score": 1.0,
         "state": "waiting",

@@ -3,15 +3,22 @@
 import pytest
 from pydantic import TypeAdapter
 
+from atlas_ray.prioritization.minutes import MinutesModel
 from atlas_ray.prioritization.strategies import (
     AttentionSize,
     AttentionVolume,
+    BenefitPerMinute,
+    ClassStratified,
+    Diverse,
     ForegroundAwareRandom,
     MeanEntropy,
+    MutualInformation,
     RandomOrder,
     RankedCase,
     Strategy,
+    informed,
     organs_by_heat,
+    seeded,
 )
 from atlas_ray.records import CaseScores, OrganScores
 from atlas_ray.scores import Scores
@@ -103,3 +110,88 @@ def test_chosen_by_name_and_empty_pool(name):
     strategy = TypeAdapter(Strategy).validate_python({"strategy": name})
     assert strategy.strategy == name
     assert strategy.rank(Scores.of([])) == []
+
+
+# --- what is learned, spread and noised ---
+
+
+def sized(case_id: str, *organs: tuple[str, float, float], error: str = "spill", **values: float) -> CaseScores:
+    """Organs as (name, attention in ml, predicted ml)."""
+    made = [
+        organ(name, mm3=1000 * ml, ml=predicted).model_copy(update={"error": error, **values}) for name, ml, predicted in organs
+    ]
+    return case(case_id, *made)
+
+
+def test_mutual_information_ignores_what_all_networks_find_hard():
+    hard = sized("hard", ("a", 1, 1), entropy=0.7, mutual_information=0.0)
+    disputed = sized("disputed", ("a", 1, 1), entropy=0.3, mutual_information=0.2)
+    both = Scores.of([hard, disputed])
+    assert order(MeanEntropy().rank(both)) == ["hard", "disputed"]
+    assert order(MutualInformation().rank(both)) == ["disputed", "hard"]
+
+
+def test_benefit_counts_the_excess_over_the_organs_size_and_time():
+    """Organ a has 2 ml of attention as a rule. 20 ml more in 80 ml are a Dice of about 0.2, in 2,000 ml one of 0.01."""
+    usual = [sized(f"usual_{n}", ("a", 2, 80), ("b", 30, 2000)) for n in range(5)]
+    small, large = sized("small", ("a", 22, 80), ("b", 30, 2000)), sized("large", ("a", 2, 80), ("b", 50, 2000))
+    strategy = BenefitPerMinute(minutes=MinutesModel(per_case=1, per_organ=1, per_component=0, per_ml=0))
+    ranked = strategy.rank(Scores.of([*usual, large, small]))
+    assert [(c.case_id, c.organs) for c in ranked[:3]] == [("small", ("a",)), ("large", ("b",)), ("usual_0", ())]
+    assert ranked[0].score == pytest.approx(20 / 100 / 2)
+    assert ranked[1].score == pytest.approx(20 / 2020 / 2)
+    assert order(AttentionVolume().rank(Scores.of([*usual, large, small])))[0] in {"small", "large"}  # both 52 ml: no difference
+
+
+def test_a_second_organ_is_asked_about_where_it_raises_the_ratio():
+    cases = [*(sized(f"usual_{n}", ("a", 0, 90), ("b", 0, 90)) for n in range(5)), sized("both", ("a", 10, 90), ("b", 10, 90))]
+    slow_to_open = BenefitPerMinute(minutes=MinutesModel(per_case=5, per_organ=1, per_component=0, per_ml=0))
+    assert slow_to_open.rank(Scores.of(cases))[0].organs == ("a", "b")  # 0.1 / 6 < 0.2 / 7
+    much_less = [*cases[:5], sized("both", ("a", 10, 90), ("b", 0.5, 90))]
+    quick_to_open = BenefitPerMinute(minutes=MinutesModel(per_case=0.1, per_organ=1, per_component=0, per_ml=0))
+    assert quick_to_open.rank(Scores.of(much_less))[0].organs == ("a",)  # 0.1 / 1.1 > 0.1055 / 2.1
+
+
+def test_diverse_takes_kinds_in_turn_and_twins_last():
+    spills = [sized(f"spill_{n}", ("a", ml, 50)) for n, ml in enumerate((40, 39, 20))]  # the first two are much alike
+    islands = [sized(f"island_{n}", ("a", ml, 50), error="island") for n, ml in enumerate((30, 10))]
+    other, idle = sized("other", ("b", 15, 50)), sized("idle", ("a", 0, 50)).model_copy(update={"organs": ()})
+    scores = Scores.of([*spills, *islands, other, idle])
+    assert order(Diverse(base=AttentionVolume()).rank(scores)) == [
+        "spill_0", "island_0", "other", "spill_2", "island_1", "spill_1", "idle"
+    ]  # fmt: skip
+    plain = Diverse(base=AttentionVolume(), alike=0).rank(scores)
+    assert order(plain) == ["spill_0", "island_0", "other", "spill_1", "island_1", "spill_2", "idle"]
+
+
+def test_stratified_places_go_to_one_organ_after_the_other():
+    """Two of three places; beta is so large that the noise is none."""
+    strategy = ClassStratified(beta=(1e9, 1e9))
+    cases = [
+        case(f"c{n}", organ("a", entropy=0.9 - n / 100), organ("b", entropy=0.005 * n, heat=2), organ("sure", entropy=0))
+        for n in range(6)
+    ]
+    ranked = strategy.rank(Scores.of(cases))
+    assert order(ranked)[:3] == ["c0", "c1", "c5"]  # plain, by the mean: 0.9 + 0 before 0.89 + 0.005; then organ a; then b
+    assert ranked[1].organs[0] == "a"
+    assert ranked[2].organs[0] == "b"
+    assert sorted(order(ranked)) == [f"c{n}" for n in range(6)]
+
+
+def test_noise_falls_from_round_to_round():
+    """In the first of five rounds beta is 1 and the order nearly random; in the last it is 100 and the entropies' own."""
+    cases = [case(f"c{n:02d}", organ("a", entropy=0.01 * 1.3**n)) for n in range(12)]
+    last = [c.model_copy(update={"round": 4}) for c in cases]
+    first = [c.model_copy(update={"round": 0}) for c in cases]
+    by_entropy = [c.case_id for c in cases[::-1]]
+    assert order(ClassStratified(seed=3).rank(Scores.of(last))) == by_entropy
+    assert order(ClassStratified(seed=3).rank(Scores.of(first))) != by_entropy
+    assert order(ClassStratified(seed=3).rank(Scores.of(first))) != order(ClassStratified(seed=4).rank(Scores.of(first)))
+
+
+def test_seed_and_minutes_reach_the_base():
+    learned = MinutesModel(per_case=9)
+    strategy = informed(Diverse(), lambda minutes: learned)
+    assert strategy == Diverse(base=BenefitPerMinute(minutes=learned))
+    assert seeded(Diverse(base=RandomOrder()), 7) == Diverse(base=RandomOrder(seed=7))
+    assert seeded(AttentionSize(), 7) == informed(AttentionSize(), lambda minutes: learned) == AttentionSize()
