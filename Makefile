@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench format lock install browser clean
+.PHONY: demo test check bench report format lock install browser clean
 
 demo: install ## one whole round on this machine: synthetic patients, no server, no GPU
 	$(BIN)/python -m jobs.run_round demo $(ARGS)
@@ -18,6 +18,9 @@ check: install ## what CI checks besides the tests
 
 bench: install ## ratios against named peers, measured here, into docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+report: install ## known weaknesses of the dependencies, and the list of them (CycloneDX), into build/report; never fails
+	@PYTHON=$(BIN)/python .ci/report
 
 format: install
 	$(BIN)/ruff format .

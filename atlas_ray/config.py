@@ -25,6 +25,7 @@ from atlas_ray.organs import CONFIGS, Organs, load_organs
 from atlas_ray.prioritization.effort import Effort
 from atlas_ray.prioritization.stopping import StopRule, TopCaseNeedsNone
 from atlas_ray.prioritization.strategies import AttentionSize, Strategy
+from atlas_ray.redaction import without_passwords
 from atlas_ray.schema import Fraction, Schema
 from atlas_ray.segmentation.architectures import Architecture, NNUNet, SwinUNETR, UNet, valid_patch
 from atlas_ray.segmentation.inference import Inference
@@ -193,12 +194,20 @@ def _organs_path(organs: str, config: Path) -> str:
 
 
 def dump_config(campaign: Campaign) -> str:
-    """The whole configuration as YAML, defaults included."""
-    return yaml.safe_dump(json.loads(campaign.model_dump_json()), sort_keys=False)
+    """The whole configuration as YAML, defaults included. Addresses are written without their passwords."""
+    return yaml.safe_dump(_without_passwords(json.loads(campaign.model_dump_json())), sort_keys=False)
+
+
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_passwords(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_passwords(inner) for inner in value]
+    return without_passwords(value) if isinstance(value, str) else value
 
 
 def flat(campaign: Campaign) -> dict[str, str]:
-    """Every knob as "section.key" -> text, for tracking."""
+    """Every knob as "section.key" -> text, for tracking; without passwords, as `dump_config`."""
     result: dict[str, str] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -211,26 +220,26 @@ def flat(campaign: Campaign) -> dict[str, str]:
         else:
             result[prefix] = json.dumps(value) if not isinstance(value, str) else value
 
-    walk("", json.loads(campaign.model_dump_json()))
+    walk("", _without_passwords(json.loads(campaign.model_dump_json())))
     return result
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {override!r}: write key.path=value")
+        raise ConfigError(f"--set {without_passwords(override)!r}: write key.path=value")
     *parents, last = key.split(".")
     node: Any = content
     for parent in parents:
         if isinstance(node, list):
             node = _item(node, parent, override)
             if not isinstance(node, dict | list):
-                raise ConfigError(f"--set {override!r}: item {parent} holds the value {node!r}, not keys")
+                raise ConfigError(without_passwords(f"--set {override!r}: item {parent} holds the value {node!r}, not keys"))
         else:
             if not isinstance(node.get(parent), dict | list):
                 node[parent] = {}
             node = node[parent]
-    value = parse_yaml(text, where=f"--set {override!r}: {text!r}")
+    value = parse_yaml(text, where=f"--set {without_passwords(override)!r}")
     if isinstance(node, list):
         _item(node, last, override)
         node[int(last)] = value
@@ -240,7 +249,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 def _item(node: list[Any], index: str, override: str) -> Any:
     if not index.isdigit() or int(index) >= len(node):
-        raise ConfigError(f"--set {override!r}: {index!r} must be a number from 0 to {len(node) - 1}")
+        raise ConfigError(f"--set {without_passwords(override)!r}: {index!r} must be a number from 0 to {len(node) - 1}")
     return node[int(index)]
 
 
@@ -259,7 +268,7 @@ def _explain(path: Path, error: Any) -> str:
         return f"{path}: {'.'.join(where)}: no such key{hint}"
     given = error.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | list) else ""
-    return f"{path}: {'.'.join(where) or 'campaign'}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    return without_passwords(f"{path}: {'.'.join(where) or 'campaign'}: {error['msg'].removeprefix('Value error, ')}{shown}")
 
 
 def _allowed_keys(where: Sequence[str]) -> list[str]:

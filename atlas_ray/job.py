@@ -19,6 +19,7 @@ from rich.text import Text
 from atlas_ray.config import Campaign, dump_config, load_config
 from atlas_ray.exceptions import AtlasError
 from atlas_ray.lock import holder_of
+from atlas_ray.redaction import RedactingFormatter, without_passwords
 from atlas_ray.storage import write_atomically
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A campaign's YAML file, or the name of one in configs/.")]
@@ -48,7 +49,9 @@ def job_with_words(usage: str | None) -> typer.Typer:
 def run(command: Callable[..., None] | typer.Typer) -> None:
     """Run a job's function, or its words, as a command line. Called under `if __name__ == "__main__"`."""
     os.environ.update({key: value for key, value in TELEMETRY_OFF.items() if key not in os.environ})
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    logs = logging.StreamHandler()
+    logs.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[logs])
     if isinstance(command, typer.Typer):
         app = command
     else:
@@ -57,7 +60,7 @@ def run(command: Callable[..., None] | typer.Typer) -> None:
     try:
         app()
     except AtlasError as error:
-        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"error: {without_passwords(str(error))}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         console.print("interrupted; what is finished is kept, run the same command to go on")

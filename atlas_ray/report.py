@@ -6,6 +6,7 @@ from typing import Any
 
 from atlas_ray.config import Campaign
 from atlas_ray.data.ingest import collect
+from atlas_ray.redaction import without_passwords
 from atlas_ray.rounds import STEPS, RoundResult
 
 
@@ -61,7 +62,11 @@ def next_commands(campaign: Campaign, config: str, result: RoundResult) -> list[
     if result.stop is not None:
         lines.append(f"stop rule: {'met' if result.stop.met else 'not met'} ({result.stop.reason})")
     store = campaign.tracking.uri or f"--backend-store-uri {campaign.tracking_uri}"
-    mlflow = f"open {campaign.tracking.uri} in a browser" if campaign.tracking.uri else f"mlflow server {store} --port 5000"
+    mlflow = (
+        f"open {without_passwords(campaign.tracking.uri)} in a browser"
+        if campaign.tracking.uri
+        else f"mlflow server {store} --port 5000"
+    )
     lines += [
         f"annotate or look:  python -m ui {campaign.workspace} --round {result.round}",
         f"compare rounds:    {mlflow}",

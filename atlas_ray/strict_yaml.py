@@ -70,9 +70,18 @@ def parse_yaml(text: str, *, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{where} is not valid YAML: {_reason(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{where} is not valid YAML: nested too deeply") from error
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the piece of the text that PyYAML shows: it may be half a password."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    said = " ".join(part for part in (error.context, error.problem) if part)
+    return f"{said} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def read_yaml(path: Path) -> Any:

@@ -23,6 +23,7 @@ from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.annotation.review import Role
 from atlas_ray.exceptions import AtlasError, ConfigError
 from atlas_ray.organs import CONFIGS, Organs, load_organs
+from atlas_ray.redaction import without_passwords
 from atlas_ray.strict_yaml import read_yaml
 from atlas_ray.workspace import Workspace
 from ui.login import LOOPBACK
@@ -73,7 +74,7 @@ def in_one_line(command: Callable[Parameters, None]) -> Callable[Parameters, Non
         try:
             command(*args, **kwargs)
         except AtlasError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {without_passwords(str(error))}", err=True)
             sys.exit(error.exit_code)
 
     return run

@@ -9,6 +9,8 @@ naming it CASE@2.
 
 import base64
 import gzip
+import io
+import math
 import struct
 import threading
 from collections import OrderedDict
@@ -52,6 +54,7 @@ SPOKEN = ("comment", "skip", "flag", "accept", "reject")  # events whose detail 
 
 INT16 = np.iinfo(np.int16)
 NIFTI_INT16 = 4  # datatype code
+NIFTI_HEADER = 348  # bytes
 GZIP_EXTRA_FIELD = 4  # header flag; block-gzip files carry one, and browsers stop after their first block
 
 
@@ -246,9 +249,12 @@ class Store:
 
     def _hounsfield(self, case_id: str) -> npt.NDArray[np.int16]:
         """The image as shown, [X, Y, Z]."""
-        data = gzip.decompress(self.image(case_id))
-        (start,) = struct.unpack_from("<f", data, 108)  # vox_offset
-        return np.frombuffer(data, "<i2", offset=int(start)).reshape(self.case(case_id).shape, order="F")
+        shape = self.case(case_id).shape
+        with gzip.open(io.BytesIO(self.image(case_id))) as file:
+            (start,) = struct.unpack_from("<f", file.read(NIFTI_HEADER), 108)  # vox_offset
+            file.seek(int(start))
+            data = file.read(2 * math.prod(shape))  # and no more, whatever the file holds
+        return np.frombuffer(data, "<i2").reshape(shape, order="F")
 
     def _read_draft(self, case_id: str) -> Volume:
         return read_draft(self.workspace, self.round, self.case(case_id), self.organs)
@@ -460,10 +466,10 @@ def _is_served_as_it_lies(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as packed, gzip.open(packed) as file:
-            header = file.read(348)
+            header = file.read(NIFTI_HEADER)
     except (OSError, EOFError):
         return False
-    if len(header) < 348 or struct.unpack_from("<i", header)[0] != 348:
+    if len(header) < NIFTI_HEADER or struct.unpack_from("<i", header)[0] != NIFTI_HEADER:
         return False
     dims = struct.unpack_from("<8h", header, 40)
     (datatype,) = struct.unpack_from("<h", header, 70)

@@ -40,6 +40,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.types import TypeDecorator
 
 from atlas_ray.exceptions import ConfigError, WorkspaceError
+from atlas_ray.redaction import without_passwords
 
 SCHEMA_VERSION = 3
 BUSY_TIMEOUT_S = 30.0  # how long a writer waits for another; every transaction here takes milliseconds
@@ -225,11 +226,20 @@ def open_database(url: str) -> Database:
         version = _create_tables(database)
     except SQLAlchemyError as error:
         database.close()
-        raise WorkspaceError(f"annotation database {shown} cannot be opened: {error}") from error
+        raise WorkspaceError(
+            f"annotation database {shown} cannot be opened: {without_passwords(str(error))}{_hint(parsed)}"
+        ) from error
     if version != SCHEMA_VERSION:
         database.close()
         raise WorkspaceError(f"annotation database {shown} has table version {version}; this atlas_ray reads {SCHEMA_VERSION}")
     return database
+
+
+def _hint(url: URL) -> str:
+    """Where a password comes from that the address does not have: what is written into a workspace never has one."""
+    if url.get_backend_name() != "postgresql" or url.password:
+        return ""
+    return "; its password is read from PGPASSWORD, from ~/.pgpass, or from the file named by ?passfile=/path in the address"
 
 
 def _create_tables(database: Database) -> int:

@@ -17,6 +17,7 @@ from atlas_ray.config import Campaign, dump_config
 from atlas_ray.data.sources import DatasetSource
 from atlas_ray.exceptions import AtlasError, ConfigError
 from atlas_ray.organs import CONFIGS
+from atlas_ray.redaction import without_passwords
 from atlas_ray.schema import Schema
 from atlas_ray.storage import write_atomically
 
@@ -57,7 +58,7 @@ def plan_submission(campaign: Campaign, verb: str, *, round_index: int | None = 
         extra: further arguments of that job.
 
     Raises:
-        ConfigError: no such job, or one that has no round.
+        ConfigError: no such job, one that has no round, or an argument with a password.
     """
     name, *words = verb.split() or [""]
     if name not in VERBS or (words and name not in WITH_WORDS):
@@ -70,6 +71,11 @@ def plan_submission(campaign: Campaign, verb: str, *, round_index: int | None = 
     text = dump_config(campaign)
     config = _submitted(campaign, "campaign", text)
     round_arguments = [] if round_index is None else ["--round", str(round_index)]
+    if with_password := [argument for argument in extra if without_passwords(argument) != argument]:
+        raise ConfigError(
+            f"{without_passwords(with_password[0])}: the job server shows a job's command to everybody who may ask it; "
+            "leave the password out, and give it to the cluster's nodes (infra/README.md)"
+        )
     return Submission(
         verb=verb,
         stem=f"{campaign.name}-{'-'.join([name, *words])}-r{round_index or 0}",

@@ -7,13 +7,13 @@ Tracking never fails a job: a server that is away costs log lines, not the round
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.config import Campaign, flat
+from atlas_ray.redaction import without_passwords
 from atlas_ray.storage import append_line, as_local
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Run:
         try:
             call(_client(self.uri))
         except Exception as error:  # whatever the store raises, the round matters more
-            log.warning("MLflow at %s did not take %s: %s", _without_password(self.uri), what, _first_line(error))
+            log.warning("MLflow at %s did not take %s: %s", without_passwords(self.uri), what, _first_line(error))
             self._keep(what, values, where)
 
     def _keep(self, what: str, values: Any, where: Mapping[str, int]) -> None:
@@ -92,7 +92,7 @@ class Run:
 def round_run(campaign: Campaign, round_index: int) -> Iterator[Run]:
     """The parent run of a round; the same one when the round is resumed. Ends FINISHED, or FAILED when the block raises."""
     with _run(campaign, f"round-{round_index:03d}", kind="round", round_index=round_index, parent=None) as run:
-        run.params({key: _without_password(value) for key, value in flat(campaign).items()})
+        run.params(flat(campaign))
         yield run
 
 
@@ -142,7 +142,7 @@ def _find_or_create(
     except Exception as error:  # as in Run._send
         log.warning(
             "MLflow at %s is away (%s); %s is tracked in the backlog",
-            _without_password(campaign.tracking_uri),
+            without_passwords(campaign.tracking_uri),
             _first_line(error),
             key,
         )
@@ -176,12 +176,7 @@ def _metric_name(name: str) -> str:
 
 def _first_line(error: Exception) -> str:
     """MLflow's messages quote the whole address, with its password."""
-    return _without_password((str(error) or type(error).__name__).splitlines()[0])
-
-
-def _without_password(text: str) -> str:
-    """Addresses in the text without "user:password@"."""
-    return re.sub(r"://[^/\s]*@", "://", text)
+    return without_passwords((str(error) or type(error).__name__).splitlines()[0])
 
 
 def _now_ms() -> int:

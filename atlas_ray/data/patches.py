@@ -82,7 +82,8 @@ def open_cached(
 
     folder = kept_local(folder)
     names = [name for name in ("image", "label", "focus") if (folder / f"{name}.b2nd").exists() or name != "focus"]
-    image, label, *focus = (blosc2.open(str(folder / f"{name}.b2nd"), mode="r", dparams={"nthreads": 1}) for name in names)
+    safely = {"mode": "r", "dparams": {"nthreads": 1}, "deserialize": "safe"}  # arrays only, never a recipe that is run
+    image, label, *focus = (blosc2.open(str(folder / f"{name}.b2nd"), **safely) for name in names)
     return CachedCase(
         image,
         label,

@@ -213,4 +213,4 @@ def test_a_password_is_no_parameter_of_a_run(store: Path, client: Any) -> None:
     campaign = Campaign.model_validate({**CAMPAIGN, "workspace": str(store), "annotation": secret})
     with round_run(campaign, 11) as run:
         pass
-    assert client.get_run(run.run_id).data.params["annotation.database"] == "postgresql+psycopg://db.hospital/annotation"
+    assert client.get_run(run.run_id).data.params["annotation.database"] == "postgresql+psycopg://anna@db.hospital/annotation"

@@ -21,7 +21,7 @@ METRICS = {
     "atlas_ray_cases_left",
     "atlas_ray_gpu_busy_ratio",
 }
-SCRIPTS = [REPOSITORY / ".ci" / "run", *sorted(INFRA.rglob("*.sh")), *sorted(INFRA.rglob("*.sbatch"))]
+SCRIPTS = [*sorted((REPOSITORY / ".ci").iterdir()), *sorted(INFRA.rglob("*.sh")), *sorted(INFRA.rglob("*.sbatch"))]
 UNITS = sorted((INFRA / "systemd").glob("*.service"))
 
 
