@@ -89,7 +89,8 @@ def predict_cases(
     failed = list(work.failed)
     done: list[str] = []
     times, actor_peak_mb, finish_peak_mb = StageTimes(), 0.0, 0.0
-    for row in _stream(campaign, round_index, work.todo) if work.todo else ():
+    items = [{"case_id": case.case_id, "case": case.model_dump_json()} for case in work.todo]
+    for row in stream(campaign, round_index, items, finish_case) if items else ():
         check_lock()
         progress(row)
         times.add(row["stages"])
@@ -135,8 +136,7 @@ class Predictions:
 def plan_predictions(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Predictions:
     """Hold the results that are there against what is wanted. Raises AtlasError for a missing checkpoint."""
     workspace = campaign.open_workspace()
-    paths = {name: workspace.checkpoint(round_index, name) for name in campaign.architecture_names}
-    identity = Identity.of(campaign, {name: _sha256(path, round_index) for name, path in paths.items()})
+    identity = Identity.of(campaign, checkpoint_shas(campaign, round_index))
     keys = result_keys(workspace, round_index)
     set_aside = {entry.case_id: entry for entry in workspace.quarantined() if entry.step == step_of(round_index)}
     todo, finished, failed = [], [], []
@@ -165,18 +165,29 @@ def retry_failed(campaign: Campaign, round_index: int) -> int:
     return workspace.take_from_quarantine(step_of(round_index), set_aside)
 
 
+def checkpoint_shas(campaign: Campaign, round_index: int) -> dict[str, str]:
+    """Whose weights predict in a round: member of the ensemble -> sha256. Raises AtlasError where one is missing."""
+    workspace = campaign.open_workspace()
+    return {name: _sha256(workspace.checkpoint(round_index, name), round_index) for name in campaign.architecture_names}
+
+
 def _sha256(path: Path, round_index: int) -> str:
     if not path.exists():
         raise AtlasError(f"checkpoint {path} is missing; run `python -m jobs.train CONFIG --round {round_index}` first")
     return file_sha256(path)
 
 
-def _stream(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Iterator[Row]:
-    items = [{"case_id": case.case_id, "case": case.model_dump_json()} for case in cases]
+def stream(campaign: Campaign, round_index: int, items: Sequence[Row], finish: Callable[..., Row]) -> Iterator[Row]:
+    """Predict cases with a round's checkpoints and do something with the probabilities.
+
+    Args:
+        items: rows with `case_id` and `case`; what else they hold reaches `finish` as it is.
+        finish: a module's function of (row, campaign_json, round_index) that gives a small row, such as `finish_case`.
+    """
     plan: dict[str, Any] = {"campaign_json": campaign.model_dump_json(), "round_index": round_index}
     if runs_in_process():
         ensemble = Ensemble(**plan)
-        yield from (finish_case(ensemble(read_case(item, **plan)), **plan) for item in items)
+        yield from (finish(ensemble(read_case(item, **plan)), **plan) for item in items)
         return
     import ray.data
 
@@ -204,7 +215,7 @@ def _stream(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Iter
             num_gpus=cluster.gpus_per_actor if cluster.use_gpu else 0,
         )
         .map(
-            finish_case,
+            finish,
             fn_kwargs=plan,
             num_cpus=1,
             num_gpus=cluster.gpus_per_task,

@@ -454,7 +454,7 @@ def test_the_stream_finishes_the_good_cases_sets_bad_ones_aside_and_repeats_noth
     assert not voxels_of(workspace.attention(0, "labeled", "liver")).any()
 
     with monkeypatch.context() as patch:  # a second run of finished cases starts no stream
-        patch.setattr(prediction, "_stream", None)
+        patch.setattr(prediction, "stream", None)
         again = predict_cases(campaign, 0, good)
     assert (again.predicted, again.skipped, again.failed) == (0, 2, ())
 
