@@ -20,6 +20,7 @@ from atlas_ray.data.ingest import IngestChecks
 from atlas_ray.data.patches import PatchSampling
 from atlas_ray.data.preprocess import Preprocessing
 from atlas_ray.data.sources import Source
+from atlas_ray.evaluation.components import Rules
 from atlas_ray.exceptions import ConfigError
 from atlas_ray.organs import CONFIGS, Organs, load_organs
 from atlas_ray.prioritization.effort import Effort
@@ -101,6 +102,7 @@ class Campaign(Schema):
     effort: Effort = Effort()
     stop: StopRule = TopCaseNeedsNone()
     annotation: Annotation = Annotation()
+    evaluation: Rules = Rules()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
 

@@ -7,6 +7,7 @@ annotator stops after `prioritize` and goes on, when started again, once the que
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, get_args
@@ -193,9 +194,21 @@ class _Round:
             self.workspace.plot(self.index, "attention_curve"),
         ):
             self.run.artifact(path)
-        self.run.tags(
-            {"data_sha256": file_sha256(self.workspace.manifest), "stop": result.stop.reason if result.stop else "waiting"}
-        )
+        sha256 = file_sha256(self.workspace.manifest)
+        splits = dict(Counter[str](case.split for case in self.workspace.cases()))
+        self.run.dataset(f"{self.campaign.name}-manifest", sha256=sha256, source=self.workspace.manifest, profile=splits)
+        self.run.tags(self._checkpoints())
+        self.run.tags({"data_sha256": sha256, "stop": result.stop.reason if result.stop else "waiting"})
+
+    def _checkpoints(self) -> dict[str, str]:
+        """Tag -> sha256 of the weights: those that the round predicted with, and those that it trained."""
+        tags = {}
+        for what, round_index in (("checkpoint", self.index), ("trained", self.index + 1)):
+            for name in self.campaign.architecture_names:
+                path = self.workspace.checkpoint(round_index, name)
+                if path.exists():
+                    tags[f"{what}.{name}"] = file_sha256(path)
+        return tags
 
     def _outcome(self, budget: Budget) -> RoundOutcome:
         """What the stop rule is told: how much the top case of the list had to be changed."""

@@ -24,7 +24,8 @@
         tables/scores/, tables/components/   what the predictions' small files say, in Parquet
         priority.csv, priority.parquet, plots
         annotations/<case>/       label.nii.gz, provenance.json: the merged current truth after this round
-        evaluation.json, record.json
+        evaluation_<split>.json, record.json, reports/
+      other_attention/<mode>/     a workspace: the same networks' predictions, looked at with another attention
         release/<layout>/         what was exported
 
 Every file appears whole or not at all, and a step's result is written last: if it is there, the step is done.
@@ -213,6 +214,14 @@ class Workspace:
 
     def evaluation(self, round_index: int, split: str = "holdout") -> Path:
         return self.round(round_index) / f"evaluation_{split}.json"
+
+    def report(self, round_index: int, name: str) -> Path:
+        """What `jobs.evaluate` measured: NAME.json, and its tables as NAME_*.csv beside it."""
+        return self.round(round_index) / "reports" / f"{name}.json"
+
+    def other_attention(self, mode: str) -> Path:
+        """A workspace within this one: the same cases and networks, looked at with another attention."""
+        return self.root / "other_attention" / mode
 
     def release(self, round_index: int, layout: str) -> Path:
         """Where an export goes unless it is told otherwise."""

@@ -9,12 +9,22 @@ import typer
 
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.config import Campaign
+from atlas_ray.exceptions import ConfigError
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, job_with_words, open_campaign, print_table, run
 from atlas_ray.records import Split
+from atlas_ray.steps.attention import Mode, attention_step, table_1
+from atlas_ray.steps.bias import bias_step
+from atlas_ray.steps.compare import compare_step
+from atlas_ray.steps.errors import errors_step
 from atlas_ray.steps.evaluate import evaluate_step
+from atlas_ray.steps.false_positives import false_positives_step
 
 app = job_with_words(__doc__)
 EvaluatedSplit = Annotated[Split, typer.Option("--split", help="Which split's predictions to compare with their reference.")]
+ModeOption = Annotated[
+    Mode | None, typer.Option("--mode", help="Another attention than the campaign's: the round predicts its cases once more.")
+]
+RoundsOption = Annotated[str, typer.Option("--rounds", metavar="N,M", help="The earlier and the later round.")]
 
 
 @app.command()
@@ -26,9 +36,8 @@ def dice(
     dry_run: DryRunOption = False,
 ) -> None:
     """Dice of the ensemble and of each architecture."""
-    campaign = open_campaign(config, set_, dry_run=dry_run)
-    if dry_run:
-        _plan(campaign, round_, split)
+    campaign = _campaign(config, set_, round_, split, dry_run=dry_run)
+    if campaign is None:
         return
     with ray_session():
         evaluation = evaluate_step(campaign, round_, split=split)
@@ -41,11 +50,133 @@ def dice(
     print_table(f"round {round_}: Dice on {evaluation.cases} {split} cases", ("organ", "ensemble", *names), rows)
 
 
-def _plan(campaign: Campaign, round_index: int, split: Split) -> None:
+@app.command()
+def attention(
+    config: ConfigArgument,
+    round_: RoundOption = 0,
+    split: EvaluatedSplit = "holdout",
+    mode: ModeOption = None,
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Does the attention find the errors? The paper's table 1, by component and by voxel."""
+    campaign = _campaign(config, set_, round_, split, dry_run=dry_run)
+    if campaign is None:
+        return
+    with ray_session():
+        report = attention_step(campaign, round_, split=split, mode=mode)
+    rules = report.rules
+    print_table(f"round {round_}: {report.mode} attention on {report.cases} {split} cases", *table_1(report))
+    print_table(
+        "what counts",
+        ("", ""),
+        [
+            ("smallest error", f"{rules.min_error_mm3:g} mm3"),
+            ("found", f"{rules.min_overlap:.0%} of it covered" if rules.min_overlap else "one voxel of it covered"),
+            ("interval", f"{rules.confidence:.0%}, {rules.resamples} draws of cases"),
+        ],
+    )
+
+
+@app.command()
+def errors(
+    config: ConfigArgument,
+    round_: RoundOption = 0,
+    split: EvaluatedSplit = "holdout",
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """What kinds of errors there are, and which of them attention points at (figure 3b)."""
+    campaign = _campaign(config, set_, round_, split, dry_run=dry_run)
+    if campaign is None:
+        return
+    with ray_session():
+        report = errors_step(campaign, round_, split=split)
+    rows = [(row.error, row.errors, row.cases, row.volume_ml, row.has_attention) for row in report.types]
+    print_table(
+        f"round {round_}: errors on {report.cases} {split} cases", ("type", "errors", "cases", "ml", "with attention"), rows
+    )
+
+
+@app.command()
+def bias(
+    config: ConfigArgument,
+    round_: RoundOption = 0,
+    split: EvaluatedSplit = "holdout",
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """How alike architectures, their average, readers, annotation and reference are (figure 6)."""
+    campaign = _campaign(config, set_, round_, split, dry_run=dry_run)
+    if campaign is None:
+        return
+    with ray_session():
+        report = bias_step(campaign, round_, split=split)
+    rows = [(pair.first, pair.second, pair.cases, pair.dice.text, pair.surface_dice.text) for pair in report.pairs]
+    surface = f"surface Dice, {report.rules.tolerance_mm:g} mm"
+    print_table(f"round {round_}: {report.cases} {split} cases", ("", "against", "cases", "Dice", surface), rows)
+
+
+@app.command(name="false-positives")
+def false_positives(
+    config: ConfigArgument,
+    round_: RoundOption = 0,
+    split: EvaluatedSplit = "holdout",
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """What is predicted on cases that do not have the organ or tumor (section 4)."""
+    campaign = _campaign(config, set_, round_, split, dry_run=dry_run)
+    if campaign is None:
+        return
+    with ray_session():
+        report = false_positives_step(campaign, round_, split=split)
+    columns = ("organ", "cases without", "with false", "rate", "components", "median mm3", "largest mm3")
+    rows = [
+        (row.organ, row.cases, row.cases_with_any, row.rate.text, row.components, row.median_mm3, row.largest_mm3)
+        for row in report.organs
+    ]
+    print_table(f"round {round_}: false positives on {report.cases} {split} cases", columns, rows)
+
+
+@app.command()
+def compare(
+    config: ConfigArgument,
+    rounds: RoundsOption,
+    split: EvaluatedSplit = "holdout",
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Two rounds on the same cases, with paired intervals. Both need `dice` first."""
+    campaign = open_campaign(config, set_, dry_run=dry_run)
+    numbers = rounds.split(",")
+    if len(numbers) != 2 or not all(n.strip().isdigit() for n in numbers):
+        raise ConfigError(f"--rounds {rounds!r}: two round numbers are needed, such as 0,1")
+    before, after = (int(n) for n in numbers)
+    if dry_run:
+        rows = [(r, campaign.open_workspace().evaluation(r, split).exists()) for r in (before, after)]
+        print_table(f"would compare {split}", ("round", "evaluated"), rows)
+        return
+    found = compare_step(campaign, (before, after), split=split)
+    columns = ("organ", "cases", f"round {before}", f"round {after}", "difference", "clear")
+    rows = [
+        (r.organ, r.cases, r.before.text, r.after.text, r.difference.text, "yes" if r.difference.excludes_zero else "no")
+        for r in (*found.organs, found.mean)
+    ]
+    print_table(f"Dice on {split}, {found.rules.confidence:.0%} paired intervals", columns, rows)
+    print_table("between them", ("minutes", "attention ml before", "after"), [(found.minutes, *found.attention_ml)])
+
+
+def _campaign(config: str, set_: list[str] | None, round_index: int, split: Split, *, dry_run: bool) -> Campaign | None:
+    """The campaign; None after a dry run has said which cases would be measured."""
+    campaign = open_campaign(config, set_, dry_run=dry_run)
+    if not dry_run:
+        return campaign
     workspace = campaign.open_workspace()
     done = workspace.predicted(round_index)
     rows = [(c.case_id, c.case_id in done, workspace.truth(c.case_id).exists()) for c in workspace.cases() if c.split == split]
     print_table(f"would evaluate {split} in round {round_index}", ("case", "predicted", "has reference"), rows)
+    return None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Tracking never fails a job: a server that is away costs log lines, not the round
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 KEY_TAG = "atlas_ray.key"
+TABLES_TAG = "mlflow.loggedArtifacts"  # MLflow's own: which artifacts are tables
 log = logging.getLogger(__name__)
 
 
@@ -67,6 +68,32 @@ class Run:
                 client.log_artifact(self.run_id, str(local), folder)
 
         self._send("artifact", str(path), send)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table that MLflow shows and compares between runs. One of this name that is there is replaced; MLflow would append."""
+        path = f"{name}.json"
+        text = json.dumps({"columns": list(columns), "data": [list(row) for row in rows]})
+
+        def send(client: "MlflowClient") -> None:
+            client.log_text(self.run_id, text, path)
+            shown = json.loads(client.get_run(self.run_id).data.tags.get(TABLES_TAG, "[]"))
+            if not any(entry["path"] == path for entry in shown):
+                client.set_tag(self.run_id, TABLES_TAG, json.dumps([*shown, {"path": path, "type": "table"}]))
+
+        self._send("table", {name: len(rows)}, send)
+
+    def dataset(self, name: str, *, sha256: str, source: Path, profile: Mapping[str, object]) -> None:
+        """What the run worked on, so that runs on the same data are found by its digest.
+
+        Args:
+            source: where it is described.
+            profile: counts, for people.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        entry = Dataset(name, sha256[:32], "local", json.dumps({"uri": str(source)}), profile=json.dumps(profile))
+        tags = [InputTag("mlflow.data.context", "round"), InputTag("sha256", sha256)]
+        self._send("dataset", {name: sha256}, lambda c: c.log_inputs(self.run_id, [DatasetInput(entry, tags)]))
 
     def end(self, status: str) -> None:
         """FINISHED or FAILED; otherwise the run would stay RUNNING for ever."""

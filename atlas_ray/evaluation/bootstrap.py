@@ -26,10 +26,10 @@ class Interval(Schema):
 
     @property
     def text(self) -> str:
-        """ "0.78 (0.70 to 0.84)"."""
+        """ "0.784 (0.701 to 0.838)"."""
         if self.value is None:
             return "-"
-        return f"{self.value:.2f}" + (f" ({self.low:.2f} to {self.high:.2f})" if self.low is not None else "")
+        return f"{self.value:.3f}" + (f" ({self.low:.3f} to {self.high:.3f})" if self.low is not None else "")
 
     @property
     def excludes_zero(self) -> bool:

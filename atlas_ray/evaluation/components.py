@@ -31,6 +31,7 @@ class Rules(Schema):
         min_attention_mm3: smaller attention regions are not counted; the attention's own minimum comes before it.
         min_overlap: share of a region that must lie in the other map. 0: one voxel is enough, the paper's "once an error is
             detected, it counts as a hit".
+        min_false_positive_mm3: smaller pieces of an organ that is not there are not counted; 0: the paper counts any.
         tolerance_mm: of surface Dice.
         resamples: of the bootstrap over cases; confidence of its intervals; seed.
     """
@@ -38,6 +39,7 @@ class Rules(Schema):
     min_error_mm3: NonNegativeFloat = 64.0
     min_attention_mm3: NonNegativeFloat = 0.0
     min_overlap: Fraction = 0.0
+    min_false_positive_mm3: NonNegativeFloat = 0.0
     tolerance_mm: Millimeters = 2.0
     resamples: PositiveInt = 2000
     confidence: float = Field(default=0.95, gt=0, lt=1)

@@ -9,11 +9,11 @@ from pydantic import Field
 from atlas_ray.cluster.tasks import map_cases
 from atlas_ray.cluster.tracking import step_run
 from atlas_ray.config import Campaign
-from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.organs import Organs
 from atlas_ray.records import OrganDice, Split
 from atlas_ray.schema import Schema
 from atlas_ray.segmentation.metrics import mean_organ_dice, mean_over_organs, organ_dice
+from atlas_ray.steps.measured import measured_cases
 from atlas_ray.storage import write_atomically
 from atlas_ray.volume import read_labels
 from atlas_ray.workspace import Workspace
@@ -44,12 +44,7 @@ def evaluate_step(campaign: Campaign, round_index: int, *, split: Split = "holdo
         WorkspaceError: no predicted case of the split has a reference.
     """
     workspace, organs = campaign.open_workspace(), campaign.load_organs()
-    predicted = workspace.predicted(round_index)
-    cases = [c for c in workspace.cases() if c.split == split and c.case_id in predicted and workspace.truth(c.case_id).exists()]
-    if not cases:
-        raise WorkspaceError(
-            f"round {round_index} has no predicted {split} case with a reference label; run jobs.predict, or set a truth"
-        )
+    cases = measured_cases(campaign, round_index, split)
     one = partial(
         _dice_of, root=str(workspace.root), round_index=round_index, names=("", *campaign.architecture_names), organs=organs
     )
@@ -71,6 +66,8 @@ def evaluate_step(campaign: Campaign, round_index: int, *, split: Split = "holdo
     write_atomically(path, evaluation.model_dump_json(indent=2))
     with step_run(campaign, round_index, "evaluate") as run:
         run.metrics(evaluation_metrics(evaluation), step=round_index)
+        per_case = [(case, organ, dice) for case, by_organ in evaluation.per_case.items() for organ, dice in by_organ.items()]
+        run.table("dice_per_case", ("case", "organ", "dice"), per_case)
         run.artifact(path)
     return evaluation
 

@@ -71,8 +71,8 @@ def test_a_statistic_that_says_nothing():
 
 
 def test_text():
-    assert Interval(value=0.784, low=0.701, high=0.838).text == "0.78 (0.70 to 0.84)"
-    assert Interval(value=0.784).text == "0.78"
+    assert Interval(value=0.784, low=0.701, high=0.838).text == "0.784 (0.701 to 0.838)"
+    assert Interval(value=0.784).text == "0.784"
     assert Interval(value=None).text == "-"
 
 
