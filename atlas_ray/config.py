@@ -146,6 +146,11 @@ class Campaign(Schema):
         return self.annotation.database or sqlite_url(self.open_workspace().annotation_db)
 
     @property
+    def has_database(self) -> bool:
+        """Whether there is an annotation database: opening a file that is not there would make one."""
+        return self.annotation.database is not None or self.open_workspace().annotation_db.exists()
+
+    @property
     def tracking_uri(self) -> str:
         return self.tracking.uri or f"sqlite:///{self.open_workspace().mlflow_db}"
 

@@ -78,6 +78,18 @@ class Quarantined(Schema):
     key: str = ""
 
 
+class RoundState(Schema):
+    """How far a round is: step -> when it was last started, and when it finished (ISO 8601, UTC).
+
+    Args:
+        abandoned: when somebody decided that the round does not go on; None where it does.
+    """
+
+    started: dict[str, str] = Field(default_factory=dict)
+    finished: dict[str, str] = Field(default_factory=dict)
+    abandoned: str | None = None
+
+
 class AttentionComponent(Schema):
     """One connected region of an organ's attention map: a place where an error is likely.
 

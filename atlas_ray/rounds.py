@@ -17,13 +17,16 @@ from atlas_ray.annotation.drafts import read_provenance
 from atlas_ray.annotation.oracle import OracleAnnotator
 from atlas_ray.annotation.queue import Queue
 from atlas_ray.annotation.revisions import Revisions
+from atlas_ray.cluster import prediction
 from atlas_ray.cluster.tracking import Run, round_run
 from atlas_ray.config import Campaign
-from atlas_ray.exceptions import ConfigError
+from atlas_ray.exceptions import ConfigError, WorkspaceError
+from atlas_ray.lock import check_lock
 from atlas_ray.prioritization.effort import Budget
 from atlas_ray.prioritization.stopping import RoundOutcome, StopDecision
 from atlas_ray.records import RoundRecord
 from atlas_ray.schema import Schema
+from atlas_ray.steps.abandon import replay_from
 from atlas_ray.steps.annotate import AnnotationProgress, annotate_step, annotation_metrics, annotation_progress
 from atlas_ray.steps.evaluate import Evaluation, evaluate_step, evaluation_metrics
 from atlas_ray.steps.ingest import ingest_step
@@ -64,12 +67,26 @@ def _no_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
     yield lambda: None
 
 
-def run_round(campaign: Campaign, round_index: int, *, bar: ProgressBar = _no_bar) -> RoundResult:
+def run_round(
+    campaign: Campaign, round_index: int, *, replay: Step | None = None, retry: bool = False, bar: ProgressBar = _no_bar
+) -> RoundResult:
     """Run, or go on with, one round.
 
     Args:
+        replay: start again from this step.
+        retry: give cases that were set aside another try.
         bar: opens a progress bar for (what, total) and yields the function that advances it.
+
+    Raises:
+        WorkspaceError: the round was abandoned, or another job has taken the workspace.
     """
+    workspace = campaign.open_workspace()
+    if retry and prediction.retry_failed(campaign, round_index):
+        replay = replay if replay == "train" else "predict"
+    if replay is not None:
+        replay_from(campaign, round_index, STEPS, replay)
+    if when := workspace.round_state(round_index).abandoned:
+        raise WorkspaceError(f"round {round_index} was abandoned at {when}; `--replay STEP` takes it up again ({', '.join(STEPS)})")
     with round_run(campaign, round_index) as run:
         return _Round(campaign, round_index, run, bar).go()
 
@@ -109,8 +126,11 @@ class _Round:
             self.skipped.append(step)
             log.info("round %d, %s: done before, skipped", self.index, step)
             return
+        check_lock()
         log.info("round %d, %s: starting", self.index, step)
+        self.workspace.start_step(self.index, step, now())
         work()
+        check_lock()
         if finished():
             self.workspace.finish_step(self.index, step, now())
 

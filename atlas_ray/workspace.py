@@ -18,7 +18,7 @@
       train/                      Ray Train's storage
       tracking_backlog.jsonl      what MLflow could not be told
       rounds/<round>/
-        state.json                finished steps
+        state.json                steps, when they were started and finished
         predictions/<case>/       pseudo_label, heat, attention/<organ>, architectures/<name>, components.jsonl,
                                       SHA256SUMS, scores.json
         tables/scores/, tables/components/   what the predictions' small files say, in Parquet
@@ -42,12 +42,13 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from atlas_ray.exceptions import WorkspaceError
-from atlas_ray.records import AttentionComponent, Case, CaseScores, Quarantined
+from atlas_ray.records import AttentionComponent, Case, CaseScores, Quarantined, RoundState
 from atlas_ray.schema import Schema
 from atlas_ray.storage import place, stamps, write_atomically
 
 Record = TypeVar("Record", bound=Schema)
 RESULT = "scores.json"  # of a prediction, written last
+MERGED = "provenance.json"  # of an annotation, written last
 SUMS = "SHA256SUMS"  # of a folder's files
 
 
@@ -144,6 +145,10 @@ class Workspace:
         return self.root / "mlartifacts"
 
     @property
+    def caches(self) -> Path:
+        return self.root / "cache"
+
+    @property
     def train_storage(self) -> Path:
         return self.root / "train"
 
@@ -156,6 +161,11 @@ class Workspace:
         """What torch.compile made of the networks, for the next process."""
         return self.root / "compiled"
 
+    def train_states(self, round_index: int) -> list[Path]:
+        """Ray Train's folders of a round's trainings (their names: steps.train)."""
+        folder = self.train_storage
+        return sorted(folder.glob(f"*-r{round_index:03d}-*")) if folder.exists() else []
+
     def synthetic(self, dataset: str) -> Path:
         return self.root / "synthetic" / dataset
 
@@ -166,7 +176,7 @@ class Workspace:
         return self.root / "truth" / f"{case_id}.nii.gz"
 
     def cache(self, key: str, case_id: str) -> Path:
-        return self.root / "cache" / key / case_id
+        return self.caches / key / case_id
 
     def ingested(self, case_id: str) -> Path:
         return self.root / "ingested" / f"{case_id}.json"
@@ -186,8 +196,11 @@ class Workspace:
     def attempt(self, step: str, case_id: str, number: int) -> Path:
         return self.attempts(step) / f"{case_id}.{number}"
 
+    def checkpoints(self, round_index: int) -> Path:
+        return self.root / "checkpoints" / f"{round_index:03d}"
+
     def checkpoint(self, round_index: int, architecture: str) -> Path:
-        return self.root / "checkpoints" / f"{round_index:03d}" / f"{architecture}.pt"
+        return self.checkpoints(round_index) / f"{architecture}.pt"
 
     def last_checkpoint(self, round_index: int, architecture: str) -> Path:
         """The weights of the last step, where the checkpoint holds the best ones."""
@@ -233,6 +246,9 @@ class Workspace:
     def predictions(self, round_index: int) -> Path:
         return self.round(round_index) / "predictions"
 
+    def annotations(self, round_index: int) -> Path:
+        return self.round(round_index) / "annotations"
+
     def tables(self, round_index: int) -> Path:
         return self.round(round_index) / "tables"
 
@@ -259,10 +275,10 @@ class Workspace:
         return scores_in(self.prediction(round_index, case_id))
 
     def annotation(self, round_index: int, case_id: str) -> Path:
-        return self.round(round_index) / "annotations" / case_id / "label.nii.gz"
+        return self.annotations(round_index) / case_id / "label.nii.gz"
 
     def provenance(self, round_index: int, case_id: str) -> Path:
-        return self.round(round_index) / "annotations" / case_id / "provenance.json"
+        return self.annotations(round_index) / case_id / MERGED
 
     # --- small readers ---
     def cases(self) -> list[Case]:
@@ -301,6 +317,10 @@ class Workspace:
         """Ids of the cases whose prediction is finished."""
         return set(self.result_stamps(round_index))
 
+    def merged(self, round_index: int) -> set[str]:
+        """Ids of the cases whose annotation is finished."""
+        return set(stamps(self.annotations(round_index), MERGED))
+
     def quarantined(self) -> list[Quarantined]:
         return read_lines(self.quarantine, Quarantined)
 
@@ -318,13 +338,40 @@ class Workspace:
         write_lines(self.quarantine, new.values())
 
     # --- state of a round ---
+    def rounds(self) -> list[int]:
+        """Rounds that something was written of."""
+        folder = self.root / "rounds"
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+
+    def newest_round(self) -> int:
+        """The last one with a step of its own that was not given up: a round ends by predicting the next one's holdout."""
+        states = {r: self.round_state(r) for r in self.rounds()}
+        return max((r for r, s in states.items() if (s.started or s.finished) and not s.abandoned), default=0)
+
+    def round_state(self, round_index: int) -> RoundState:
+        path = self.state(round_index)
+        return _parsed_state(path.read_text()) if path.exists() else RoundState()
+
+    def write_round_state(self, round_index: int, state: RoundState) -> None:
+        write_atomically(self.state(round_index), state.model_dump_json(indent=2))
+
     def finished_steps(self, round_index: int) -> dict[str, str]:
         """Step -> ISO time it finished."""
-        path = self.state(round_index)
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return self.round_state(round_index).finished
+
+    def start_step(self, round_index: int, step: str, when: str) -> None:
+        state = self.round_state(round_index)
+        self.write_round_state(round_index, state.model_copy(update={"started": {**state.started, step: when}}))
 
     def finish_step(self, round_index: int, step: str, when: str) -> None:
-        write_atomically(self.state(round_index), json.dumps({**self.finished_steps(round_index), step: when}, indent=2))
+        state = self.round_state(round_index)
+        self.write_round_state(round_index, state.model_copy(update={"finished": {**state.finished, step: when}}))
+
+
+def _parsed_state(text: str) -> RoundState:
+    """A state file; the first version held finished steps and nothing else."""
+    content = json.loads(text)
+    return RoundState.model_validate(content if "finished" in content else {"finished": content})
 
 
 # A prediction is written in a folder that is not yet in its place, so these names are needed without a workspace.

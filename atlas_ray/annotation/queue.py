@@ -367,7 +367,26 @@ class Queue:
         with self.database.write() as connection:
             self._log(connection, user, "comment", item, detail=text)
 
+    def close_round(self, round_index: int, user: str, *, note: str) -> int:
+        """Set every item aside that is not handed in, whoever holds it; saved revisions stay. Returns how many."""
+        is_open = work_items.c.state.in_((_WAITING, _LEASED))
+        return self._move_all(round_index, user, "close", is_open, {"state": "skipped", "lease_expires": None, "note": note})
+
+    def open_round(self, round_index: int, user: str, *, note: str) -> int:
+        """Put back what `close_round` has set aside with this note. Returns how many."""
+        closed = and_(work_items.c.state == "skipped", work_items.c.note == note)
+        return self._move_all(round_index, user, "open", closed, {"state": _WAITING, "note": ""})
+
     # --- how ---
+    def _move_all(self, round_index: int, user: str, action: str, where: ColumnElement[bool], values: dict[str, Any]) -> int:
+        here = and_(work_items.c.round == round_index, where)
+        with self.database.write() as connection:
+            moved = [_item(row) for row in connection.execute(select(work_items).where(here))]
+            connection.execute(update(work_items).where(here).values(**values))
+            for item in moved:
+                self._log(connection, user, action, item, detail=values["note"])
+        return len(moved)
+
     def transition(
         self, item_id: int, user: str, action: str, *, state: State, to: State, values: dict[str, Any], detail: str
     ) -> WorkItem:

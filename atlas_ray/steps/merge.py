@@ -14,10 +14,10 @@ from atlas_ray.annotation.review import to_merge
 from atlas_ray.annotation.revisions import Revisions
 from atlas_ray.cluster.tracking import step_run
 from atlas_ray.config import Campaign
+from atlas_ray.lock import check_lock
 from atlas_ray.organs import Organs
-from atlas_ray.storage import write_atomically
 from atlas_ray.volume import write_volume
-from atlas_ray.workspace import Workspace
+from atlas_ray.workspace import Workspace, seal
 
 
 def merge_step(campaign: Campaign, round_index: int) -> int:
@@ -29,6 +29,7 @@ def merge_step(campaign: Campaign, round_index: int) -> int:
     with open_database(campaign.database_url) as database:
         items = to_merge(Queue(database).items(round_index), second_reader_share=campaign.annotation.second_reader_share)
         for item in items:
+            check_lock()
             _merge_one(workspace, round_index, item, Revisions(database), organs)
     with step_run(campaign, round_index, "merge") as run:
         run.metrics({"merge/cases": len(items)}, step=round_index)
@@ -51,7 +52,7 @@ def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions
         reviewed=dict.fromkeys(item.organs, item.user or item.reviewer or "unknown"),
         checkpoints=workspace.case_scores(round_index, case.case_id).checkpoints if is_predicted else None,
     )
-    path = workspace.annotation(round_index, case.case_id)
+    path, result = workspace.annotation(round_index, case.case_id), workspace.provenance(round_index, case.case_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_volume(path, pseudo.with_voxels(label))
-    write_atomically(workspace.provenance(round_index, case.case_id), merged.model_dump_json(indent=2))
+    seal(path.parent, result.name, merged.model_dump_json(indent=2))

@@ -164,6 +164,19 @@ def _divided(campaign: Campaign, labeled: list[LabeledCase], section: Schedule) 
     return [x for x in labeled if x not in watched], watched
 
 
+def cache_keys(campaign: Campaign, round_index: int) -> set[str]:
+    """Names of the cache entries that the round's training reads; cases whose label is gone have none."""
+    organs = campaign.load_organs()
+    labeled, watched = _divided(campaign, labeled_cases(campaign, round_index), _section(campaign, round_index))
+    there = [case for case in (*labeled, *watched) if place(case.label).exists()]
+    return {_cache_key(case, campaign.preprocessing, organs) for case in there}
+
+
+def _cache_key(labeled: LabeledCase, preprocessing: Preprocessing, organs: Organs) -> str:
+    focus = [place(path) for path in labeled.attention]
+    return cache_key(labeled.case, place(labeled.label), preprocessing, organs, focus=focus)
+
+
 def _resources(campaign: Campaign) -> training.Resources:
     cluster = campaign.cluster
     return training.Resources(
@@ -194,7 +207,7 @@ def _cache_one(
     case = labeled.case
     try:
         label, focus = place(labeled.label), [place(path) for path in labeled.attention]
-        folder = Workspace(root).cache(cache_key(case, label, preprocessing, organs, focus=focus), case.case_id)
+        folder = Workspace(root).cache(_cache_key(labeled, preprocessing, organs), case.case_id)
         if not is_whole(folder):
             write_cache(folder, case, label, preprocessing, organs, focus=focus)
     except (CaseError, OSError) as error:

@@ -1,0 +1,111 @@
+"""Verify finds each thing that was tampered with, names it and the command that mends it, and finds nothing else."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from paper_workspace import fill_queue, make_campaign, make_case, write_annotation, write_manifest, write_prediction
+
+from atlas_ray.cluster.identity import Identity
+from atlas_ray.config import Campaign
+from atlas_ray.verify import folders_to_check, verify
+from atlas_ray.workspace import Workspace, file_sha256
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Campaign:
+    campaign = make_campaign(tmp_path)
+    workspace = campaign.open_workspace()
+    cases = [make_case(tmp_path, name) for name in ("a", "b")]
+    write_manifest(campaign, cases)
+    checkpoint = workspace.checkpoint(0, "unet")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    identity = Identity.of(campaign, {"unet": file_sha256(checkpoint)})
+    for case in cases:
+        write_prediction(workspace, 0, case.case_id, key=identity.key(case))
+    write_annotation(workspace, 0, "a")
+    fill_queue(campaign, 0, ["a"])
+    workspace.finish_step(0, "predict", "2026-01-02T03:04:05+00:00")
+    return campaign
+
+
+@pytest.fixture
+def workspace(campaign: Campaign) -> Workspace:
+    return campaign.open_workspace()
+
+
+def found(campaign: Campaign, **options: bool) -> list[tuple[str, str, str]]:
+    root = f"{campaign.open_workspace().root}/"
+    return [(f.problem, f.path.removeprefix(root), f.mend) for f in verify(campaign, "c.yaml", **options)]
+
+
+def test_nothing_wrong_nothing_said(campaign: Campaign) -> None:
+    assert found(campaign, images=True) == []
+    steps: list[int] = []
+    verify(campaign, "c.yaml", progress=lambda: steps.append(1))
+    assert len(steps) == folders_to_check(campaign) == 5
+
+
+def test_altered_and_missing_files_of_a_prediction(campaign: Campaign, workspace: Workspace) -> None:
+    workspace.pseudo_label(0, "a").write_bytes(b"one bit flipped")
+    workspace.heat(0, "b").unlink()
+    mend = "remove the folder, then python -m jobs.predict c.yaml --round 0"
+    assert found(campaign) == [
+        ("altered", "rounds/000/predictions/a/pseudo_label.nii.gz", mend),
+        ("missing", "rounds/000/predictions/b/heat.nii.gz", mend),
+    ]
+
+
+def test_scores_that_were_edited_by_hand(campaign: Campaign, workspace: Workspace) -> None:
+    path = workspace.scores(0, "a")
+    path.write_text(path.read_text().replace('"attention_voxels":1', '"attention_voxels":9'))
+    assert [(p, name) for p, name, _ in found(campaign)] == [("altered", "rounds/000/predictions/a/scores.json")]
+
+
+def test_an_annotation_that_was_altered(campaign: Campaign, workspace: Workspace) -> None:
+    workspace.annotation(0, "a").write_bytes(b"x")
+    assert found(campaign) == [("altered", "rounds/000/annotations/a/label.nii.gz", "python -m jobs.merge c.yaml --round 0")]
+
+
+def test_images_and_labels(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
+    Path(workspace.case("a").image).write_bytes(b"another scan")
+    assert found(campaign) == [], "images are read only when asked for"
+    assert found(campaign, images=True) == [("altered", workspace.case("a").image, "python -m jobs.ingest c.yaml")]
+    Path(workspace.case("b").image).unlink()
+    assert ("missing", workspace.case("b").image, "bring it back") in found(campaign)
+    write_manifest(campaign, [make_case(tmp_path, "a", "train", labeled_organs=("liver",)), make_case(tmp_path, "b")])
+    assert ("missing", "labels/a.nii.gz", "python -m jobs.ingest c.yaml") in found(campaign)
+
+
+def test_other_weights_and_parameters_make_predictions_stale(campaign: Campaign, workspace: Workspace) -> None:
+    stale = [("stale", f"rounds/000/predictions/{c}", "python -m jobs.predict c.yaml --round 0") for c in ("a", "b")]
+    assert (
+        found(campaign.model_copy(update={"attention": make_campaign(Path("/x"), attention={"mode": "faithful"}).attention}))
+        == stale
+    )
+    workspace.checkpoint(0, "unet").write_bytes(b"other weights")
+    assert found(campaign) == stale
+    workspace.checkpoint(0, "unet").unlink()
+    assert found(campaign) == [("missing", "checkpoints/000/unet.pt", "python -m jobs.train c.yaml --round 0")]
+
+
+def test_a_case_that_should_be_predicted(campaign: Campaign, workspace: Workspace) -> None:
+    workspace.scores(0, "b").unlink()
+    assert found(campaign) == [("missing", "rounds/000/predictions/b", "python -m jobs.predict c.yaml --round 0")]
+
+
+def test_a_broken_database_and_leftovers(campaign: Campaign, workspace: Workspace) -> None:
+    data = bytearray(workspace.annotation_db.read_bytes())
+    data[:16] = b"not a database.."
+    workspace.annotation_db.write_bytes(data)
+    partial = workspace.predictions(0) / ".c.123.partial"
+    partial.mkdir()
+    assert [p for p, *_ in found(campaign)] == ["altered"], "a young one may be somebody's"
+    old = time.time() - 3600
+    os.utime(partial, (old, old))
+    assert [(p, name) for p, name, _ in found(campaign)] == [
+        ("altered", "annotation.db"),
+        ("leftover", "rounds/000/predictions/.c.123.partial"),
+    ]
