@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from atlas_ray.data.labels import Labels, read_labels
+from atlas_ray.data.labels import Labels, join_label_files
 from atlas_ray.data.sources import Candidate, Source, prepare
 from atlas_ray.exceptions import CaseError, DatasetError, GeometryError, LabelError
 from atlas_ray.organs import LabelMap, Organs
@@ -269,7 +269,7 @@ def _labels(candidate: Candidate, image: Volume, organs: Organs, checks: IngestC
     """What the case's label files say, on its image's grid. Raises LabelError where that is not what the case is for."""
     if not candidate.labels:
         return Labels(np.zeros(0, np.uint8))
-    labels = read_labels(
+    labels = join_label_files(
         candidate.labels,
         image,
         organs,

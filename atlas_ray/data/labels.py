@@ -127,7 +127,7 @@ def _converted(path: str, voxels: Array, organs: Organs, to: Organs, ids: dict[i
         raise LabelError(f"{path}: {error}") from error
 
 
-def read_labels(
+def join_label_files(
     files: Sequence[LabelMapFile | LabelSlices | OrganMasks],
     image: Volume,
     organs: Organs,
