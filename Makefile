@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench report format lock install browser clean
+.PHONY: demo test check bench proof report format lock install browser clean
 
 demo: install ## one whole round on this machine: synthetic patients, no server, no GPU
 	$(BIN)/python -m jobs.run_round demo $(ARGS)
@@ -21,6 +21,9 @@ bench: install ## ratios against named peers, measured here, into docs/benchmark
 
 report: install ## known weaknesses of the dependencies, and the list of them (CycloneDX), into build/report; never fails
 	@PYTHON=$(BIN)/python .ci/report
+
+proof: install ## the paper's tables and figures from a campaign of our own, into docs/proof.md
+	$(BIN)/python benchmarks/proof.py $(ARGS)
 
 format: install
 	$(BIN)/ruff format .

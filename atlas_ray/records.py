@@ -103,6 +103,7 @@ class AttentionComponent(Schema):
         criteria: every criterion that fired in it.
         score: what it is sorted by: its summed heat in mm3 (mean heat x volume).
         mean_heat: before any normalization; 0..1 in physical mode, up to 1.84 in faithful mode (a sum of three criteria).
+        error: type of the error it points at, a guess (prioritization/error_types.py); "" where a version before them wrote it.
     """
 
     organ: str
@@ -115,6 +116,7 @@ class AttentionComponent(Schema):
     criteria: tuple[str, ...]
     score: float
     mean_heat: float
+    error: str = ""
 
 
 class OrganScores(Schema):

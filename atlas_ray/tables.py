@@ -48,6 +48,7 @@ _COMPONENT = {
     "criteria": pa.list_(pa.string()),
     "score": pa.float64(),
     "mean_heat": pa.float64(),
+    "error": _TEXT,
 }
 _ALL = {"case_id": _TEXT, "stamp": pa.int64()}
 SCHEMAS: dict[Kind, pa.Schema] = {

@@ -22,7 +22,7 @@ from atlas_ray.attention.sparse import GridAttention, OrganAttention, joined
 from atlas_ray.cluster.timing import Stopwatch, peak_mb
 from atlas_ray.config import Campaign
 from atlas_ray.organs import Organs
-from atlas_ray.prioritization.error_types import PredictedOrgan, error_type_of
+from atlas_ray.prioritization.error_types import MARGIN_MM, PredictedOrgan, error_type_of
 from atlas_ray.records import AttentionComponent, Case, OrganScores
 from atlas_ray.schema import IntTriple
 from atlas_ray.segmentation.packed import PackedProbabilities
@@ -32,7 +32,6 @@ from atlas_ray.volume import Volume, axes_from_ras, reorient, write_volume
 from atlas_ray.workspace import RESULT, architecture_label_in, attention_in, components_in, heat_in, pseudo_label_in, seal
 
 POSSIBLE = 0.05  # mean probability above which an organ counts as possible in a voxel
-MARGIN_MM = 12.0  # around an organ and its error: wider than the gap that makes an island
 
 
 class Canvas:
@@ -150,6 +149,7 @@ def finish(
                 spacing=grid.spacing,
                 min_volume_mm3=mode.min_component_mm3,
             )
+            listed = with_errors(listed, found.label.volume(), organs)
             components += listed
             np.maximum(strongest, strongest_heat([attention]), out=strongest)
             entropy, mutual_information = doubts(probabilities, channel)
@@ -162,7 +162,7 @@ def finish(
                     components=len(listed),
                     entropy=entropy,
                     mutual_information=mutual_information,
-                    error=main_error(listed, found.label.volume(), organs.label_id(name)),
+                    error=max(listed, key=lambda c: c.score).error if listed else "",
                 )
             )
         with watch("write"):
@@ -254,17 +254,25 @@ def doubts(probabilities: PackedProbabilities, channel: int) -> tuple[float, flo
     return entropy, max(0.0, entropy - own)
 
 
-def main_error(components: Sequence[AttentionComponent], label: Volume, label_id: int) -> str:
-    """Type of the error that an organ's largest component points at, "" where it has none; seen in the box around both."""
+def with_errors(components: Sequence[AttentionComponent], label: Volume, organs: Organs) -> list[AttentionComponent]:
+    """One organ's components, each with the type of error it seems to point at, seen in a box around them and the organ."""
     if not components:
-        return ""
-    component = max(components, key=lambda c: c.score)
-    mask_XYZ = label.voxels == label_id
-    reach = [math.ceil(MARGIN_MM / edge) for edge in label.spacing]
-    spans = [_span(mask_XYZ, axis, component.box[axis], reach[axis]) for axis in range(3)]
-    crop_XYZ = np.ascontiguousarray(mask_XYZ[tuple(slice(low, high) for low, high in spans)])
-    moved = tuple((start - low, stop - low) for (start, stop), (low, _) in zip(component.box, spans, strict=True))
-    return error_type_of(component.model_copy(update={"box": moved}), PredictedOrgan(crop_XYZ, label.spacing))
+        return []
+    name = components[0].organ
+    mask_XYZ, mirror = label.voxels == organs.label_id(name), organs.mirror(name)
+    spans = []
+    for axis, edge in enumerate(label.spacing):
+        around = (min(c.box[axis][0] for c in components), max(c.box[axis][1] for c in components))
+        spans.append(_span(mask_XYZ, axis, around, math.ceil(MARGIN_MM / edge)))
+    window = tuple(slice(low, high) for low, high in spans)
+    mirror_XYZ = label.voxels[window] == organs.label_id(mirror) if mirror else None
+    organ = PredictedOrgan(np.ascontiguousarray(mask_XYZ[window]), label.spacing, mirror_XYZ)
+    named = []
+    for component in components:
+        moved = tuple((start - low, stop - low) for (start, stop), (low, _) in zip(component.box, spans, strict=True))
+        error = error_type_of(component.model_copy(update={"box": moved}), organ)
+        named.append(component.model_copy(update={"error": error}))
+    return named
 
 
 def _span(mask_XYZ: npt.NDArray[np.bool_], axis: int, around: tuple[int, int], reach: int) -> tuple[int, int]:

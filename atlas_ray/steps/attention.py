@@ -14,6 +14,7 @@ from atlas_ray.evaluation.bootstrap import Interval, bootstrap, bootstrap_ratio
 from atlas_ray.evaluation.components import Detection, Rules, detect, ratio, total
 from atlas_ray.evaluation.paper import paper_figures
 from atlas_ray.evaluation.plots import detection_bars
+from atlas_ray.lock import locked
 from atlas_ray.organs import Organs
 from atlas_ray.records import Case, Split
 from atlas_ray.schema import Schema
@@ -193,7 +194,8 @@ def _look_again(campaign: Campaign, round_index: int, cases: Sequence[Case], mod
     write_lines(there.manifest, here.cases())
     for name in campaign.architecture_names:
         write_atomically(there.checkpoint(round_index, name), here.checkpoint(round_index, name).read_bytes())
-    predict_cases(other, round_index, cases)
+    with locked(there, "jobs.evaluate"):
+        predict_cases(other, round_index, cases)
     return other
 
 

@@ -21,6 +21,7 @@ from atlas_ray.cluster import finishing, prediction
 from atlas_ray.cluster.prediction import Ensemble, Row, finish_case, forget_attempts, predict_cases, read_case, retry_failed
 from atlas_ray.config import Campaign
 from atlas_ray.exceptions import AtlasError
+from atlas_ray.prioritization.error_types import DEFAULT_ERROR_TYPES
 from atlas_ray.records import Case
 from atlas_ray.segmentation.architectures import NNUNet, UNet
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
@@ -230,6 +231,7 @@ def test_components_lie_in_the_grid_and_count_what_the_attention_shows(
         assert component.organ == "liver"
         assert component.reason in component.criteria
         assert bits[component.peak] > 0
+        assert component.error in {t.error for t in DEFAULT_ERROR_TYPES} | {"unknown"}
     assert sum(c.voxels for c in components) == (bits > 0).sum()
 
 

@@ -14,10 +14,12 @@ import yaml
 from atlas_ray.annotation.database import open_database
 from atlas_ray.annotation.queue import Queue, QueueEntry
 from atlas_ray.annotation.revisions import Revisions, diff_runs
+from atlas_ray.cluster.prediction import predict_cases
 from atlas_ray.cluster.session import in_process
 from atlas_ray.config import Campaign, load_config
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import Case, CaseScores, RoundRecord
+from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
 from atlas_ray.steps.attention import attention_step, table_1
 from atlas_ray.steps.bias import bias_step, label_makers
 from atlas_ray.steps.compare import compare_step
@@ -25,8 +27,8 @@ from atlas_ray.steps.errors import errors_step
 from atlas_ray.steps.evaluate import evaluate_step
 from atlas_ray.steps.false_positives import false_positives_step
 from atlas_ray.storage import write_atomically
-from atlas_ray.volume import Volume, write_volume
-from atlas_ray.workspace import write_lines
+from atlas_ray.volume import Volume, read_labels, write_volume
+from atlas_ray.workspace import Workspace, write_lines
 
 SHAPE, SPACING = (24, 24, 24), (2.0, 2.0, 2.0)
 LIVER, SPLEEN = 5, 8
@@ -74,6 +76,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
         "workspace": str(folder / "workspace"),
         "datasets": [{"source": "phantom", "name": "p", "count": 1, "seed": 1, "split": "holdout"}],
         "architectures": [{"architecture": "unet", "features": [4, 8, 16]}],
+        "preprocessing": {"spacing": list(SPACING)},
+        "patches": {"patch": [16, 16, 16]},
+        "inference": {"window": [24, 24, 24], "overlap": 0.25, "batch": 1, "precision": "float32"},
         "evaluation": {"resamples": 50},
     }
     (folder / "small.yaml").write_text(yaml.safe_dump(config))
@@ -126,6 +131,31 @@ def test_attention(small):
     found = rows_of(workspace.report(0, "attention_holdout_physical").with_name("attention_holdout_physical_per_case.csv"))
     assert len(found) == 2 * 9
     assert workspace.plot(0, "attention_holdout_physical_table_1").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_mode_looks_again_with_the_same_networks_and_leaves_the_round_alone(small, tmp_path):
+    campaign, workspace = small.campaign, small.campaign.open_workspace()
+    random = np.random.default_rng(0)
+    put(tmp_path / "ct.nii.gz", random.normal(0, 100, SHAPE).astype(np.int16))
+    (architecture,) = campaign.architectures
+    origin = Provenance(round=7, cases=1, data_key="", steps=1, seed=0, created="2026-01-01T00:00:00+00:00")
+    header = CheckpointHeader(
+        architecture=architecture, organs=campaign.load_organs().names, spacing=SPACING, window_hu=(-175, 250), provenance=origin
+    )
+    save_checkpoint(workspace.checkpoint(7, "unet"), header, architecture.build(9).state_dict())
+    cases = workspace.cases()
+    write_lines(workspace.manifest, [*cases, case("d", "train").model_copy(update={"image": str(tmp_path / "ct.nii.gz")})])
+    put(workspace.truth("d"), box(LIVER, (6, 16)))
+    predict_cases(campaign, 7, workspace.cases()[-1:])
+    before = workspace.scores(7, "d").read_bytes()
+    report = attention_step(campaign, 7, split="train", mode="faithful")
+    other = Workspace(workspace.other_attention("faithful"))
+    write_lines(workspace.manifest, cases)
+    assert (report.mode, report.cases) == ("faithful", 1)
+    assert other.case_scores(7, "d").attention_mode == "faithful"
+    assert np.array_equal(read_labels(other.pseudo_label(7, "d")), read_labels(workspace.pseudo_label(7, "d")))
+    assert workspace.scores(7, "d").read_bytes() == before
+    assert workspace.report(7, "attention_train_faithful").exists()
 
 
 def test_errors(small):
@@ -194,7 +224,11 @@ def test_rounds_compared(small):
 def test_mlflow_has_the_tables_with_the_round_as_step(small):
     from mlflow import MlflowClient
 
-    compare_step(small.campaign, (0, 1))  # again: nothing is there twice
+    attention_step(small.campaign, 0)
+    for round_index in (0, 1):
+        evaluate_step(small.campaign, round_index)
+    for _ in range(2):  # nothing is there twice
+        compare_step(small.campaign, (0, 1))
     client = MlflowClient(small.campaign.tracking_uri)
     experiment = client.get_experiment_by_name("small")
     runs = {r.data.tags["atlas_ray.key"]: r for r in client.search_runs([experiment.experiment_id], max_results=50)}

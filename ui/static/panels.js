@@ -68,7 +68,7 @@ export function organList(organs, { active, revisions, hidden, waiting }) {
 export function componentList(components, { current, colors }) {
   return components.map((c, n) => `
     <li data-component="${n}" aria-current="${n === current}" data-verdict="${c.verdict ?? ""}">
-      <i style="background:${colors[c.organ]}"></i><b>${c.index}</b><span>${pretty(c.organ)} <em>${milliliters(c.volume_mm3)}</em>
+      <i style="background:${colors[c.organ]}"></i><b>${c.index}</b><span>${pretty(c.organ)} <em>${milliliters(c.volume_mm3)}</em>${c.error && c.error !== "unknown" ? ` <mark title="What kind of error this seems to be">${pretty(c.error)}</mark>` : ""}
       <small>${pretty(c.reason)}${c.criteria.length > 1 ? ` + ${c.criteria.filter((name) => name !== c.reason).map(pretty).join(", ")}` : ""}</small></span>
       <div>${VERDICTS.map(([v, sign, title]) => `<button data-component="${n}" data-says="${v}" aria-pressed="${c.verdict === v}" title="${title}">${sign}</button>`).join("")}</div></li>`).join("");
 }
