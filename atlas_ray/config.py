@@ -49,6 +49,7 @@ class Cluster(Schema):
         cpus_per_actor: of each ensemble actor (its torch threads on a CPU).
         gpus_per_task: share of a GPU for each task that finishes a case; with it attention runs there.
         task_memory_gb: memory request of a task that reads or finishes a case, so that few large CT are in memory at once.
+        cases_per_stream: after which the stream ends and begins anew, with new actors, so that the driver's memory stays flat.
         max_attempts: starts a case gets before it is quarantined as one that kills its process.
         max_failed_fraction: above it a job ends with an error even though the other cases are done.
         train_failures: worker-group restarts before a training gives up.
@@ -63,6 +64,7 @@ class Cluster(Schema):
     cpus_per_actor: PositiveInt = 1
     gpus_per_task: NonNegativeFloat = 0.0
     task_memory_gb: PositiveFloat = 1.0
+    cases_per_stream: PositiveInt = 2000
     max_attempts: PositiveInt = 3
     max_failed_fraction: Fraction = 0.05
     train_failures: int = 3

@@ -6,19 +6,20 @@ Exit codes: 0 done, 1 an AtlasError (one line on stderr), 2 a configuration or u
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from atlas_ray.config import Campaign, dump_config, load_config
 from atlas_ray.exceptions import AtlasError
 from atlas_ray.lock import holder_of
+from atlas_ray.progress import Advance
+from atlas_ray.progress import progress as bar
 from atlas_ray.redaction import RedactingFormatter, without_passwords
 from atlas_ray.storage import write_atomically
 
@@ -75,26 +76,9 @@ def open_campaign(config: str, overrides: Sequence[str] | None, *, dry_run: bool
     return campaign
 
 
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal; elsewhere a line every tenth of the way. Yields a function that advances it by one."""
-    if not console.is_terminal:
-        yield _Milestones(what, total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
-
-
-class _Milestones:
-    def __init__(self, what: str, total: int) -> None:
-        self._what, self._total, self._done = what, total, 0
-
-    def __call__(self) -> None:
-        self._done += 1
-        if self._done == self._total or self._done * 10 // max(1, self._total) > (self._done - 1) * 10 // max(1, self._total):
-            logging.getLogger(__name__).info("%s: %d of %d", self._what, self._done, self._total)
+def progress(what: str, total: int) -> AbstractContextManager[Advance]:
+    """A bar on a terminal, lines in a log. Yields the function that counts one more."""
+    return bar(what, total, console)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

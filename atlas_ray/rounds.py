@@ -24,6 +24,7 @@ from atlas_ray.exceptions import ConfigError, WorkspaceError
 from atlas_ray.lock import check_lock
 from atlas_ray.prioritization.effort import Budget
 from atlas_ray.prioritization.stopping import RoundOutcome, StopDecision
+from atlas_ray.progress import Advance, not_shown
 from atlas_ray.records import RoundRecord
 from atlas_ray.schema import Schema
 from atlas_ray.steps.abandon import replay_from
@@ -38,7 +39,7 @@ from atlas_ray.storage import write_atomically
 from atlas_ray.workspace import file_sha256, now
 
 log = logging.getLogger(__name__)
-ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+ProgressBar = Callable[[str, int], AbstractContextManager[Advance]]
 Step = Literal["train", "predict", "evaluate", "prioritize", "annotate", "merge", "finetune", "check"]
 STEPS: tuple[Step, ...] = get_args(Step)
 
@@ -63,8 +64,8 @@ class RoundResult(Schema):
 
 
 @contextmanager
-def _no_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    yield lambda: None
+def _no_bar(what: str, total: int) -> Iterator[Advance]:
+    yield not_shown
 
 
 def run_round(
@@ -142,7 +143,7 @@ class _Round:
     def _predict(self, round_index: int, splits: tuple[Literal["train", "pool", "holdout"], ...]) -> None:
         total = len(to_predict(self.campaign, splits))
         with self.bar(f"predict round {round_index}", total) as advance:
-            predict_step(self.campaign, round_index, splits=splits, progress=lambda row: advance())
+            predict_step(self.campaign, round_index, splits=splits, progress=advance)
 
     def _annotate(self, budget: Budget) -> None:
         with self.bar("annotate", budget.cases) as advance:

@@ -45,7 +45,7 @@ def main(
     with locked(campaign.open_workspace(), "jobs.predict"), ray_session(), progress("predict", len(cases)) as advance:
         if again:
             retry_failed(campaign, round_)
-        summary = predict_step(campaign, round_, splits=splits, progress=lambda row: advance())
+        summary = predict_step(campaign, round_, splits=splits, progress=advance)
     title = f"{summary.predicted} predicted, {summary.skipped} done before"
     print_table(title, ("failed", "reason"), [(q.case_id, q.reason) for q in summary.failed])
     if summary.predicted:

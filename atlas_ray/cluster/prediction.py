@@ -24,6 +24,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,20 @@ import numpy.typing as npt
 
 from atlas_ray.cluster.finishing import finish
 from atlas_ray.cluster.identity import Identity
+from atlas_ray.cluster.metrics import StreamMetrics
 from atlas_ray.cluster.session import runs_in_process
 from atlas_ray.cluster.timing import StageTimes, Stopwatch, peak_mb
-from atlas_ray.config import Campaign
+from atlas_ray.config import Campaign, Cluster
 from atlas_ray.data.preprocess import to_network_grid
 from atlas_ray.exceptions import AtlasError, CaseError
 from atlas_ray.lock import check_lock
+from atlas_ray.progress import Advance, not_shown
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.segmentation.checkpoints import load_network
 from atlas_ray.segmentation.inference import predict_ensemble
+from atlas_ray.segmentation.memory import give_back
 from atlas_ray.segmentation.packed import PackedProbabilities, pack
+from atlas_ray.segmentation.rungs import Rung, Rungs
 from atlas_ray.storage import new_folder, remove
 from atlas_ray.tables import SCHEMAS, add_to_tables, result_keys, save_table
 from atlas_ray.volume import Volume, header_bytes, header_from_bytes, read_volume
@@ -72,13 +77,13 @@ class PredictionSummary:
 
 
 def predict_cases(
-    campaign: Campaign, round_index: int, cases: Sequence[Case], *, progress: Callable[[Row], None] = lambda row: None
+    campaign: Campaign, round_index: int, cases: Sequence[Case], *, progress: Advance = not_shown
 ) -> PredictionSummary:
     """Predict every case that has no result of this very image, these weights, parameters and code.
 
     Args:
         cases: which; finished ones are passed over, and those that failed before on the same inputs.
-        progress: called with every small result row.
+        progress: told of every case that leaves the stream, and of those done before.
 
     Raises:
         AtlasError: more than `max_failed_fraction` of the cases failed; the others are finished all the same.
@@ -89,11 +94,15 @@ def predict_cases(
     failed = list(work.failed)
     done: list[str] = []
     times, actor_peak_mb, finish_peak_mb = StageTimes(), 0.0, 0.0
+    metrics = StreamMetrics(campaign.name, round_index, len(work.todo))
+    for _ in range(len(cases) - len(work.todo)):
+        progress(done_before=True)
     items = [{"case_id": case.case_id, "case": case.model_dump_json()} for case in work.todo]
     for row in stream(campaign, round_index, items, finish_case) if items else ():
         check_lock()
-        progress(row)
         times.add(row["stages"])
+        metrics.count(failed=bool(row["error"]), stages=row["stages"], busy=times.busy("networks"))
+        progress(failed=bool(row["error"]))
         actor_peak_mb = max(actor_peak_mb, row["actor_peak_mb"])
         finish_peak_mb = max(finish_peak_mb, row["finish_peak_mb"])
         if row["error"]:
@@ -189,9 +198,15 @@ def stream(campaign: Campaign, round_index: int, items: Sequence[Row], finish: C
         ensemble = Ensemble(**plan)
         yield from (finish(ensemble(read_case(item, **plan)), **plan) for item in items)
         return
+    # Ray Data keeps about 10 kB of statistics per block until a stream ends; streams that end keep the driver's memory flat.
+    most = campaign.cluster.cases_per_stream
+    for first in range(0, len(items), most):
+        yield from _ray_stream(campaign.cluster, plan, items[first : first + most], finish)
+
+
+def _ray_stream(cluster: Cluster, plan: dict[str, Any], items: Sequence[Row], finish: Callable[..., Row]) -> Iterator[Row]:
     import ray.data
 
-    cluster = campaign.cluster
     context = ray.data.DataContext.get_current()
     context.wait_for_min_actors_s = 600  # without a free GPU for ten minutes, say so instead of waiting for ever
     context.execution_no_progress_timeout_s = 3600
@@ -200,7 +215,7 @@ def stream(campaign: Campaign, round_index: int, items: Sequence[Row], finish: C
     context.enable_progress_bars = False
     # Different CPU requests keep Ray Data from fusing the three operators into one process (reference: ray.md 0.6).
     rows = (
-        ray.data.from_items(items, override_num_blocks=len(items))
+        ray.data.from_items(list(items), override_num_blocks=len(items))
         .map(
             read_case,
             fn_kwargs=plan,
@@ -301,6 +316,7 @@ class Ensemble:
         self.device = torch.device("cuda" if self.campaign.cluster.use_gpu else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(self.campaign.cluster.cpus_per_actor)
+        self.rungs = Rungs(self.campaign.inference.batch, has_device=self.device.type != "cpu")
         workspace = self.campaign.open_workspace()
         self.members, self.checkpoints = {}, {}
         for name in self.campaign.architecture_names:
@@ -311,8 +327,6 @@ class Ensemble:
 
     def __call__(self, row: Row) -> Row:
         """Predict one row; its image is dropped, its packed probabilities are added."""
-        import torch
-
         image = row.pop("image")
         packed = {_packed_key(name): None for name in self.members}
         result = {**row, "checkpoints": json.dumps(self.checkpoints), **packed, "actor_peak_mb": 0.0}
@@ -324,22 +338,22 @@ class Ensemble:
         watch = Stopwatch(row["stages"])
         try:
             with watch("networks"):
-                bytes_MKXYZ = self.predict(np.asarray(image))
+                bytes_MKXYZ = self.rungs.climb_down(image.size, partial(self.predict, np.asarray(image)), clean_up=give_back)
             with watch("pack"):
                 result |= {_packed_key(name): pack(one) for name, one in zip(self.members, bytes_MKXYZ, strict=True)}
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            result["error"] = f"out of GPU memory: {str(error).splitlines()[0]}"
+        except MemoryError as error:
+            result["error"] = str(error)
         _release(self.campaign, step, row["case_id"])
         return {**result, "stages": watch.record(), "actor_peak_mb": peak_mb()}
 
-    def predict(self, image_XYZ: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
+    def predict(self, image_XYZ: npt.NDArray[np.int16], rung: Rung) -> npt.NDArray[np.uint8]:
         """bytes_MKXYZ, probabilities of a CT at the networks' spacing."""
         campaign = self.campaign
         return predict_ensemble(
             self.members,
             image_XYZ,
-            campaign.inference,
+            campaign.inference.model_copy(update={"batch": rung.batch}),
+            sums_on_cpu=rung.sums_on_cpu,
             window_hu=campaign.preprocessing.window_hu,
             spacing=campaign.preprocessing.spacing,
             device=self.device,

@@ -110,6 +110,7 @@ def predict_ensemble(
     window_hu: tuple[float, float],
     spacing: Triple,
     device: "torch.device | str",
+    sums_on_cpu: bool = False,
     scratch_dir: Path | None = None,
 ) -> EnsemblePrediction:
     """Sigmoid probabilities of every member, as bytes.
@@ -123,12 +124,14 @@ def predict_ensemble(
         window_hu: HU that become 0 and 1.
         spacing: mm per voxel.
         device: of the networks.
+        sums_on_cpu: sum the windows in the machine's memory, for a volume too large for the device's.
         scratch_dir: where a result above `memory_gb` gets its file, which vanishes with the array. None is the system's temporary
             folder; one that is itself in memory saves nothing.
     """
     import torch
 
-    run = partial(_predict, image_XYZ, window_hu=window_hu, device=device, scratch_dir=scratch_dir)
+    sums_on = "cpu" if sums_on_cpu else device
+    run = partial(_predict, image_XYZ, window_hu=window_hu, device=device, sums_on=sums_on, scratch_dir=scratch_dir)
     whole = Region.whole(image_XYZ.shape)
     with torch.inference_mode():
         if (coarse := settings.coarse) is None:
@@ -157,6 +160,7 @@ def _predict(
     *,
     window_hu: tuple[float, float],
     device: "torch.device | str",
+    sums_on: "torch.device | str",
     scratch_dir: Path | None,
 ) -> npt.NDArray[np.uint8]:
     """bytes_MKXYZ over the whole volume, predicted inside the region."""
@@ -169,7 +173,8 @@ def _predict(
     result: _Bytes | None = None
     for m, (name, forward) in enumerate(members.items()):
         windows = Windows.over(image.shape, settings.window, settings.overlap_of(name))
-        sums = slide(forward, image, windows, prepare=partial(normalize, window_hu=window_hu), batch=settings.batch, device=device)
+        prepare = partial(normalize, window_hu=window_hu)
+        sums = slide(forward, image, windows, prepare=prepare, batch=settings.batch, device=device, sums_on=sums_on)
         for slices, logits_KXYZ in sums:
             if result is None:
                 result = _Bytes((len(members), len(logits_KXYZ), *image_XYZ.shape), settings.memory_gb, scratch_dir)

@@ -88,17 +88,19 @@ def slide(
     prepare: Callable[[npt.NDArray[Any]], Floats],
     batch: int,
     device: "torch.device | str",
+    sums_on: "torch.device | str | None" = None,
 ) -> "Iterator[tuple[slice, Tensor]]":
     """The weighted mean of the windows' logits, a few slices at a time.
 
-    Only a band as deep as a window is kept, in float32 on `device`: 4 (K + 1) X Y depth bytes, whatever the volume's length.
+    Only a band as deep as a window is kept, in float32 on `sums_on`: 4 (K + 1) X Y depth bytes, whatever the volume's length.
 
     Args:
         forward: windows [B, 1, *window] -> logits [B, K, *window]; B is at most `batch`.
         image_XYZ: the volume the windows lie over.
         prepare: from the image's values to the network's; called once per row of windows. What is padded is 0 after it.
         batch: windows per call; they come from one row, so its last call may have fewer.
-        device: where windows are cut and summed.
+        device: where windows are cut.
+        sums_on: where they are summed; None is `device`.
 
     Yields:
         slice along Z, logits [K, X, Y, slices]. Slices follow one another without gap; the logits are the band's own memory, the
@@ -107,8 +109,9 @@ def slide(
     import torch
 
     (nx, ny, nz), (wx, wy, wz), (xs, ys, zs) = windows.shape, windows.window, windows.starts
-    weight = torch.from_numpy(window_weights(windows.window)).to(device)
-    total = torch.zeros((max(nx, wx), max(ny, wy), wz), device=device)  # of the weights
+    sums_on = device if sums_on is None else sums_on
+    weight = torch.from_numpy(window_weights(windows.window)).to(sums_on)
+    total = torch.zeros((max(nx, wx), max(ny, wy), wz), device=sums_on)  # of the weights
     (px, _), (py, _), (pz, _) = windows.padding
     corners = list(product(xs, ys))
     band = None
@@ -119,8 +122,8 @@ def slide(
             some = corners[first : first + batch]
             logits = forward(torch.stack([slab_XYZ[x : x + wx, y : y + wy] for x, y in some])[:, None])
             if band is None:
-                band = logits.new_zeros((logits.shape[1], *total.shape), dtype=torch.float32)
-            for (x, y), logits_KXYZ in zip(some, logits, strict=True):
+                band = torch.zeros((logits.shape[1], *total.shape), device=sums_on)
+            for (x, y), logits_KXYZ in zip(some, logits.to(sums_on), strict=True):
                 band[:, x : x + wx, y : y + wy].addcmul_(logits_KXYZ.float(), weight)
                 total[x : x + wx, y : y + wy] += weight
         assert band is not None  # a row has at least one window

@@ -1,10 +1,11 @@
 """Pseudo-labels and attention of every case that is not predicted yet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from atlas_ray.cluster import prediction
 from atlas_ray.cluster.tracking import step_run
 from atlas_ray.config import Campaign
+from atlas_ray.progress import Advance, not_shown
 from atlas_ray.records import Case, Split
 
 
@@ -13,7 +14,7 @@ def predict_step(
     round_index: int,
     *,
     splits: Sequence[Split] = ("train", "pool", "holdout"),
-    progress: Callable[[prediction.Row], None] = lambda row: None,
+    progress: Advance = not_shown,
 ) -> prediction.PredictionSummary:
     """Pseudo-labels and attention of every case of the given splits."""
     cases = to_predict(campaign, splits)

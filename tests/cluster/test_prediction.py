@@ -6,6 +6,7 @@ and a U-Net that says "liver, 73 %" everywhere. Together they call liver exactly
 
 import json
 import subprocess
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,20 @@ import torch
 from atlas_ray.attention import packed
 from atlas_ray.attention.packed import attend
 from atlas_ray.cluster import finishing, prediction
-from atlas_ray.cluster.prediction import Ensemble, Row, finish_case, forget_attempts, predict_cases, read_case, retry_failed
+from atlas_ray.cluster.prediction import (
+    Ensemble,
+    PredictionSummary,
+    Row,
+    finish_case,
+    forget_attempts,
+    predict_cases,
+    read_case,
+    retry_failed,
+)
 from atlas_ray.config import Campaign
 from atlas_ray.exceptions import AtlasError
 from atlas_ray.prioritization.error_types import DEFAULT_ERROR_TYPES
+from atlas_ray.progress import Advance, Pace, not_shown
 from atlas_ray.records import Case
 from atlas_ray.segmentation.architectures import NNUNet, UNet
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
@@ -365,10 +376,24 @@ def test_without_a_checkpoint_the_message_says_what_to_run(tmp_path: Path) -> No
 # --- what is done again ---------------------------------------------------------------------------------------------
 
 
+def streamed(campaign: Campaign, cases: list[Case], progress: Advance = not_shown) -> tuple[PredictionSummary, list[Row]]:
+    """What a run of the stream says, and the rows that reached the driver."""
+    rows: list[Row] = []
+    stream = prediction.stream
+
+    def watched(*which: Any) -> Iterator[Row]:
+        for row in stream(*which):
+            rows.append(row)
+            yield row
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prediction, "stream", watched)
+        return predict_cases(campaign, 0, cases, progress=progress), rows
+
+
 def done_now(campaign: Campaign, cases: list[Case]) -> list[str]:
     """Ids of the cases that a run of the stream predicted."""
-    rows: list[Row] = []
-    predict_cases(campaign, 0, cases, progress=rows.append)
+    _, rows = streamed(campaign, cases)
     return sorted(row["case_id"] for row in rows if not row["error"])
 
 
@@ -407,8 +432,7 @@ def test_a_failure_is_not_tried_again_until_its_inputs_change_or_somebody_asks(i
     (entry,) = workspace.quarantined()
     assert (entry.case_id, entry.step, entry.path) == ("bad", "predict-000", bad.image)
 
-    rows: list[Row] = []
-    summary = predict_cases(campaign, 0, [good, bad], progress=rows.append)
+    summary, rows = streamed(campaign, [good, bad])
     assert (rows, summary.skipped, summary.failed) == ([], 1, (entry,))
 
     Path(bad.image).write_bytes(whole)
@@ -431,7 +455,7 @@ def test_a_failure_is_not_tried_again_until_its_inputs_change_or_somebody_asks(i
 def test_the_stream_finishes_the_good_cases_sets_bad_ones_aside_and_repeats_nothing(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    campaign = make_campaign(tmp_path, cluster={"max_failed_fraction": 0.5})
+    campaign = make_campaign(tmp_path, cluster={"max_failed_fraction": 0.5, "cases_per_stream": 3})
     workspace = campaign.open_workspace()
     shas = save_networks(campaign)
     good = [save_case(tmp_path, "lps"), save_case(tmp_path, "labeled", orientation="RAS", split="train", labeled_organs=("liver",))]
@@ -440,8 +464,9 @@ def test_the_stream_finishes_the_good_cases_sets_bad_ones_aside_and_repeats_noth
     for _ in range(campaign.cluster.max_attempts):
         prediction._claim(campaign, "predict-000", "killer")
 
-    rows: list[Row] = []
-    summary = predict_cases(campaign, 0, [*good, corrupt, killer], progress=rows.append)
+    pace = Pace(4)
+    summary, rows = streamed(campaign, [*good, corrupt, killer], pace)
+    assert (pace.through, pace.failed, pace.done_before) == (4, 2, 0)
     assert (summary.predicted, summary.skipped, len(summary.failed)) == (2, 0, 2)
     assert min(summary.actor_peak_mb, summary.finish_peak_mb) > 0
     assert sorted(row["case_id"] for row in rows) == ["corrupt", "killer", "labeled", "lps"]
@@ -457,7 +482,9 @@ def test_the_stream_finishes_the_good_cases_sets_bad_ones_aside_and_repeats_noth
 
     with monkeypatch.context() as patch:  # a second run of finished cases starts no stream
         patch.setattr(prediction, "stream", None)
-        again = predict_cases(campaign, 0, good)
+        pace = Pace(2)
+        again = predict_cases(campaign, 0, good, progress=pace)
+    assert (pace.through, pace.failed, pace.done_before) == (2, 0, 2)
     assert (again.predicted, again.skipped, again.failed) == (0, 2, ())
 
     # Other weights make the predictions stale. One failure of two is more than a tenth; the good one is done all the same.
