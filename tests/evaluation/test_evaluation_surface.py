@@ -4,6 +4,8 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atlas_ray.evaluation.surface import surface_dice
 
@@ -75,6 +77,16 @@ def test_agrees_with_deepmind_and_monai(spacing, tolerance_mm):
                 *tensors, class_thresholds=[tolerance_mm], include_background=True, spacing=spacing, use_subvoxels=True
             )
             assert ours == pytest.approx(float(theirs), abs=1e-3)
+
+
+@given(st.integers(0, 2**24 - 1), st.integers(0, 2**24 - 1), st.floats(0.1, 4))
+def test_it_has_no_direction(a: int, b: int, tolerance: float) -> None:
+    first, second = (np.array([n >> i & 1 for i in range(24)], bool).reshape(2, 3, 4) for n in (a, b))
+    spacing = (1.0, 0.8, 2.5)
+    there = surface_dice(first, second, spacing, tolerance_mm=tolerance)
+    assert there == pytest.approx(surface_dice(second, first, spacing, tolerance_mm=tolerance))
+    assert there is None or 0 <= there <= 1
+    assert surface_dice(first, first, spacing, tolerance_mm=tolerance) in (1.0, None)
 
 
 def test_masks_of_two_grids_are_refused():
