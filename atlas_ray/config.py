@@ -28,6 +28,7 @@ from atlas_ray.prioritization.stopping import StopRule, TopCaseNeedsNone
 from atlas_ray.prioritization.strategies import AttentionSize, Strategy
 from atlas_ray.redaction import without_passwords
 from atlas_ray.schema import Fraction, Schema
+from atlas_ray.segmentation.anatomy import require_organs
 from atlas_ray.segmentation.architectures import Architecture, NNUNet, SwinUNETR, UNet, valid_patch
 from atlas_ray.segmentation.inference import Inference
 from atlas_ray.segmentation.pseudo_labels import PseudoLabels
@@ -165,7 +166,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
         overrides: each "key.path=value"; the value is read as YAML, list items by number ("architectures.0.feature_size=24").
 
     Raises:
-        ConfigError: no such file, no valid YAML, or a key or value that is not allowed; names file, path and nearest key.
+        ConfigError: no such file, no valid YAML, or a key or value that is not allowed; names file, path and nearest key. Also an
+            anatomical rule with an organ that the campaign lacks.
     """
     path = _find(path)
     content = read_yaml(path)
@@ -177,11 +179,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
         campaign = Campaign.model_validate(content)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(path, e) for e in _causes(error))) from error
+    organs = _organs_path(campaign.organs, path)
+    if rules := campaign.pseudo_labels.anatomy:
+        require_organs(rules, load_organs(organs))
     return campaign.model_copy(
         update={
             "workspace": absolute(campaign.workspace),
             "data_root": campaign.data_root and absolute(campaign.data_root),
-            "organs": _organs_path(campaign.organs, path),
+            "organs": organs,
         }
     )
 

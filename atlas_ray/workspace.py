@@ -20,7 +20,7 @@
       rounds/<round>/
         state.json                steps, when they were started and finished
         predictions/<case>/       pseudo_label, heat, attention/<organ>, architectures/<name>, components.jsonl,
-                                      SHA256SUMS, scores.json
+                                      anatomy.json where it was corrected, SHA256SUMS, scores.json
         tables/scores/, tables/components/   what the predictions' small files say, in Parquet
         priority.csv, priority.parquet, plots
         annotations/<case>/       label.nii.gz, provenance.json: the merged current truth after this round
@@ -391,6 +391,11 @@ def attention_in(prediction: Path, organ: str) -> Path:
 
 def architecture_label_in(prediction: Path, architecture: str) -> Path:
     return prediction / "architectures" / f"{architecture}.nii.gz"
+
+
+def anatomy_in(prediction: Path) -> Path:
+    """What anatomical rules did to the label."""
+    return prediction / "anatomy.json"
 
 
 def components_in(prediction: Path) -> Path:

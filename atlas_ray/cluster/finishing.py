@@ -25,11 +25,21 @@ from atlas_ray.organs import Organs
 from atlas_ray.prioritization.error_types import MARGIN_MM, PredictedOrgan, error_type_of
 from atlas_ray.records import AttentionComponent, Case, OrganScores
 from atlas_ray.schema import IntTriple
+from atlas_ray.segmentation.anatomy import apply_anatomy
 from atlas_ray.segmentation.packed import PackedProbabilities
 from atlas_ray.segmentation.pseudo_labels import clean_label_map, native_slabs, support
 from atlas_ray.storage import write_atomically
 from atlas_ray.volume import Volume, axes_from_ras, reorient, write_volume
-from atlas_ray.workspace import RESULT, architecture_label_in, attention_in, components_in, heat_in, pseudo_label_in, seal
+from atlas_ray.workspace import (
+    RESULT,
+    anatomy_in,
+    architecture_label_in,
+    attention_in,
+    components_in,
+    heat_in,
+    pseudo_label_in,
+    seal,
+)
 
 POSSIBLE = 0.05  # mean probability above which an organ counts as possible in a voxel
 
@@ -134,6 +144,9 @@ def finish(
     with watch("clean"):
         if campaign.pseudo_labels.largest_component:
             found.label.voxels = clean_label_map(found.label.voxels, organs)
+        if campaign.pseudo_labels.anatomy:
+            corrected = apply_anatomy(campaign.pseudo_labels.anatomy, found.label.volume(), organs)
+            write_atomically(anatomy_in(folder), corrected.model_dump_json(indent=2))
         slices = np.moveaxis(found.label.voxels, 2, 0)
         voxels_of = np.sum([np.bincount(slice_XY.ravel(order="K"), minlength=256) for slice_XY in slices], axis=0)
     components: list[AttentionComponent] = []

@@ -5,8 +5,8 @@ note where its soft prediction counts (the mask dilated by one voxel), bring eve
 
 Probabilities are bytes, round(255 p), and travel by linear interpolation in float32, rounded to bytes again; the authors use
 nearest, which costs about two points of Dice at the organs' borders. Where a prediction counts travels by nearest, a bit per organ.
-This runs on the CPU, wherever the networks ran. Not covered: the authors' lung split and vessel rules, which concern organs outside
-the nine.
+This runs on the CPU, wherever the networks ran. The authors' lung split and vessel rules concern organs outside the nine; they are
+rules of `anatomy`, for whoever lists them.
 
 Axis letters: M architectures, K organs, X Y Z.
 """
@@ -23,6 +23,7 @@ from atlas_ray.exceptions import LabelError
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.resampling import linear_taps, nearest_indices
 from atlas_ray.schema import IntTriple, Schema
+from atlas_ray.segmentation.anatomy import AnatomyRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,10 +39,12 @@ class PseudoLabels(Schema):
     Args:
         threshold: an organ is present where the mean probability is above it.
         largest_component: keep only the largest 26-connected component of every organ.
+        anatomy: corrections of the finished label map, in this order.
     """
 
     threshold: float = 0.5
     largest_component: bool = True
+    anatomy: tuple[AnatomyRule, ...] = ()
 
 
 class Probabilities(Protocol):

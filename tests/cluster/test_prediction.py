@@ -37,7 +37,7 @@ from atlas_ray.records import Case
 from atlas_ray.segmentation.architectures import NNUNet, UNet
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
 from atlas_ray.segmentation.pseudo_labels import native_slabs
-from atlas_ray.workspace import Workspace, read_sums
+from atlas_ray.workspace import Workspace, anatomy_in, read_sums
 
 # Ray Data 2.60 sets its own deprecated options whenever it makes a context
 pytestmark = pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning")
@@ -187,6 +187,21 @@ def test_the_pseudo_label_is_the_bright_cube_in_any_orientation(
     np.testing.assert_array_equal(voxels_of(workspace.pseudo_label(0, "a")), np.where(bright(case), 6, 0))
     np.testing.assert_array_equal(voxels_of(workspace.architecture_label(0, "a", "nnunet")), np.where(bright(case), 6, 0))
     assert (voxels_of(workspace.architecture_label(0, "a", "unet")) == 6).all()
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "SAL"])
+def test_anatomical_rules_correct_the_pseudo_label_and_say_what_they_changed(
+    campaign: Campaign, workspace: Workspace, tmp_path: Path, orientation: str
+) -> None:
+    rule = {"rule": "largest_component", "organs": ["liver"], "smallest_mm3": 1e6}
+    strict = Campaign.model_validate({**campaign.model_dump(), "pseudo_labels": {"anatomy": [rule]}})
+    case = save_case(tmp_path, "a", orientation=orientation)
+    assert predict_here(strict, case)["error"] == ""
+    assert not voxels_of(workspace.pseudo_label(0, "a")).any()
+    (change,) = json.loads(anatomy_in(workspace.prediction(0, "a")).read_text())["changes"]
+    assert change == {"number": 0, "rule": "largest_component", "organ": "liver", "taken": int(bright(case).sum()), "given": 0}
+    liver = next(organ for organ in workspace.case_scores(0, "a").organs if organ.organ == "liver")
+    assert liver.predicted_ml == 0
 
 
 def test_every_file_is_written_on_the_exact_grid_and_header_of_the_ct(
