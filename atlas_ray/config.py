@@ -30,6 +30,7 @@ from atlas_ray.redaction import without_passwords
 from atlas_ray.schema import Fraction, Schema
 from atlas_ray.segmentation.anatomy import require_organs
 from atlas_ray.segmentation.architectures import Architecture, NNUNet, SwinUNETR, UNet, valid_patch
+from atlas_ray.segmentation.gate import Gate
 from atlas_ray.segmentation.inference import Inference
 from atlas_ray.segmentation.pseudo_labels import PseudoLabels
 from atlas_ray.segmentation.schedule import Schedule
@@ -98,6 +99,7 @@ class Campaign(Schema):
     patches: PatchSampling = PatchSampling()
     training: Schedule = Schedule()
     finetuning: Schedule = Schedule(steps=10_000)
+    gate: Gate | None = Gate()
     inference: Inference = Inference()
     pseudo_labels: PseudoLabels = PseudoLabels()
     attention: Attention = PhysicalAttention()
@@ -136,6 +138,10 @@ class Campaign(Schema):
     @property
     def architecture_names(self) -> tuple[str, ...]:
         return tuple(a.architecture for a in self.architectures)
+
+    def registered_model(self, architecture: str) -> str:
+        """Name of an architecture's networks in MLflow's registry."""
+        return f"{self.name}-{architecture}"
 
     def open_workspace(self) -> Workspace:
         return Workspace(self.workspace)

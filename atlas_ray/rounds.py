@@ -34,6 +34,7 @@ from atlas_ray.steps.ingest import ingest_step
 from atlas_ray.steps.merge import merge_step
 from atlas_ray.steps.predict import predict_step, to_predict
 from atlas_ray.steps.prioritize import prioritize_step
+from atlas_ray.steps.promote import promote_step
 from atlas_ray.steps.train import train_step
 from atlas_ray.storage import write_atomically
 from atlas_ray.workspace import file_sha256, now
@@ -162,10 +163,11 @@ class _Round:
             evaluate_step(self.campaign, round_index)
 
     def _check(self) -> None:
-        """The fine-tuned networks on the holdout, to be seen beside those the round started with."""
+        """The fine-tuned networks on the holdout, beside those the round started with: what got worse does not go on."""
         if self._has_holdout():
             self._predict(self.index + 1, ("holdout",))
-            self._evaluate(self.index + 1)
+        promote_step(self.campaign, self.index + 1)
+        self._evaluate(self.index + 1)
 
     def _evaluation(self, round_index: int) -> Evaluation | None:
         path = self.workspace.evaluation(round_index)

@@ -206,6 +206,10 @@ class Workspace:
         """The weights of the last step, where the checkpoint holds the best ones."""
         return self.checkpoint(round_index, architecture).with_suffix(".last.pt")
 
+    def candidate(self, round_index: int, architecture: str) -> Path:
+        """Fine-tuned weights that the gate refused; the checkpoint is then the champion's."""
+        return self.checkpoint(round_index, architecture).with_suffix(".candidate.pt")
+
     # --- one round ---
     def round(self, round_index: int) -> Path:
         return self.root / "rounds" / f"{round_index:03d}"
@@ -239,6 +243,10 @@ class Workspace:
     def release(self, round_index: int, layout: str) -> Path:
         """Where an export goes unless it is told otherwise."""
         return self.round(round_index) / "release" / layout
+
+    def promotions(self, round_index: int) -> Path:
+        """What the gate said of the networks fine-tuned for this round."""
+        return self.round(round_index) / "promotions.json"
 
     def record(self, round_index: int) -> Path:
         return self.round(round_index) / "record.json"

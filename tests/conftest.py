@@ -116,6 +116,17 @@ def in_this_process() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small are slower on several threads, and much slower while others use the cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_data_context() -> Iterator[None]:
     """What one test sets in Ray Data's context must not reach the next."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_ray.config import Campaign, flat
 from atlas_ray.redaction import without_passwords
@@ -94,6 +94,28 @@ class Run:
         entry = Dataset(name, sha256[:32], "local", json.dumps({"uri": str(source)}), profile=json.dumps(profile))
         tags = [InputTag("mlflow.data.context", "round"), InputTag("sha256", sha256)]
         self._send("dataset", {name: sha256}, lambda c: c.log_inputs(self.run_id, [DatasetInput(entry, tags)]))
+
+    def register(self, model: str, sha256: str, *, alias: Literal["champion", "candidate"], tags: Mapping[str, str]) -> None:
+        """Weights as a version of a registered model; the same weights are one version, however often they are named.
+
+        An alias moves to them, and "candidate" is taken away from weights that become the champion. The registry names the
+        checkpoint by path and sha256 and holds no copy of it.
+        """
+
+        def send(client: "MlflowClient") -> None:
+            if not client.search_registered_models(f"name = '{model}'"):
+                client.create_registered_model(model)
+            known = client.search_model_versions(f"name = '{model}' and tags.sha256 = '{sha256}'")
+            source = f"runs:/{self.run_id}/checkpoint"
+            version = known[0] if known else client.create_model_version(model, source, run_id=self.run_id)
+            for key, value in {"sha256": sha256, **tags}.items():
+                client.set_model_version_tag(model, version.version, key, value)
+            client.set_registered_model_alias(model, alias, version.version)
+            aliases = client.get_registered_model(model).aliases
+            if alias == "champion" and str(aliases.get("candidate")) == str(version.version):
+                client.delete_registered_model_alias(model, "candidate")
+
+        self._send("version", {"model": model, "sha256": sha256, "alias": alias, **tags}, send)
 
     def end(self, status: str) -> None:
         """FINISHED or FAILED; otherwise the run would stay RUNNING for ever."""

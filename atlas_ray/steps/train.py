@@ -141,7 +141,14 @@ def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _no
             )
             run.params({"architecture": architecture.model_dump_json(), "cases": str(len(training_cases)), "data_key": data_key})
             training.train(plan, _resources(campaign))
-            run.tags({"checkpoint": str(path), "sha256": file_sha256(path)})
+            sha256 = file_sha256(path)
+            run.tags({"checkpoint": str(path), "sha256": sha256})
+            run.register(
+                campaign.registered_model(name),
+                sha256,
+                alias="candidate" if round_index else "champion",
+                tags={"path": str(path), "round": str(round_index)},
+            )
         progress()
     return [path for _, path in wanted]
 

@@ -17,10 +17,11 @@ from atlas_ray.data.preprocess import write_blocks
 from atlas_ray.segmentation.architectures import NNUNet
 from atlas_ray.segmentation.checkpoints import read_checkpoint
 
-pytestmark = pytest.mark.usefixtures("in_this_process")
+pytestmark = pytest.mark.usefixtures("in_this_process", "one_thread")
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import torch
 from atlas_ray.cluster.loop import TrainingLoop
 from atlas_ray.cluster.session import in_process
 from atlas_ray.cluster.training import Resources, TrainingPlan, train
@@ -32,6 +33,7 @@ def fatal(loop, number, batch):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(loop, number, batch)
 
+torch.set_num_threads(1)
 TrainingLoop._step = fatal
 with in_process():
     train(TrainingPlan.model_validate_json(Path(sys.argv[1]).read_text()), Resources())

@@ -214,3 +214,24 @@ def test_a_password_is_no_parameter_of_a_run(store: Path, client: Any) -> None:
     with round_run(campaign, 11) as run:
         pass
     assert client.get_run(run.run_id).data.params["annotation.database"] == "postgresql+psycopg://anna@db.hospital/annotation"
+
+
+# --- registry -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_weights_are_one_version_whose_alias_moves(campaign: Campaign, client: Any) -> None:
+    with step_run(campaign, 30, "promote") as run:
+        run.register("small-unet", "aaaa", alias="candidate", tags={"round": "1"})
+        run.register("small-unet", "bbbb", alias="champion", tags={"round": "0"})
+        assert client.get_model_version_by_alias("small-unet", "candidate").tags["sha256"] == "aaaa"
+        run.register("small-unet", "aaaa", alias="champion", tags={"round": "1", "gate": "promoted"})
+    assert len(client.search_model_versions("name = 'small-unet'")) == 2
+    assert client.get_model_version_by_alias("small-unet", "champion").tags == {"sha256": "aaaa", "round": "1", "gate": "promoted"}
+    assert set(client.get_registered_model("small-unet").aliases) == {"champion"}
+
+
+def test_a_registry_that_is_away_costs_a_line_of_the_backlog(tmp_path: Path) -> None:
+    with step_run(away(tmp_path), 0, "promote") as run:
+        run.register("small-unet", "aaaa", alias="champion", tags={"round": "0"})
+    kept = [entry for entry in backlog(tmp_path) if entry["what"] == "version"]
+    assert [entry["values"] for entry in kept] == [{"model": "small-unet", "sha256": "aaaa", "alias": "champion", "round": "0"}]

@@ -1,0 +1,163 @@
+"""A network that forgot an organ does not go on; the one it came from does, and MLflow says why."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from atlas_ray.annotation.merge import OrganProvenance, Provenance
+from atlas_ray.cluster.session import in_process
+from atlas_ray.config import Campaign
+from atlas_ray.records import Case
+from atlas_ray.segmentation.checkpoints import read_checkpoint
+from atlas_ray.steps.predict import predict_step
+from atlas_ray.steps.promote import Promotions, promote_step
+from atlas_ray.steps.train import train_step
+from atlas_ray.volume import Volume, write_volume
+from atlas_ray.workspace import file_sha256, write_atomically, write_lines
+
+pytestmark = [
+    # MLflow 3.17's own use of SQLAlchemy 2.1
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
+    # Ray Data 2.60 sets its own deprecated options whenever it makes a context
+    pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning"),
+]
+
+SHAPE = (24, 24, 24)
+ORGANS = {
+    "name": "two",
+    "organs": [{"name": "liver", "label_id": 1, "color": "#c8604f"}, {"name": "spleen", "label_id": 2, "color": "#9b6bd6"}],
+}
+
+
+def write_case(campaign: Campaign, name: str, split: str, seed: int) -> Case:
+    """A bright and a dark cube somewhere in gray noise; what each is called is easy to learn."""
+    workspace, rng = campaign.open_workspace(), np.random.default_rng(seed)
+    label = np.zeros(SHAPE, np.uint8)
+    for organ, x in ((1, 1), (2, 13)):
+        corner = (x + rng.integers(3), *rng.integers(2, 14, 2))
+        label[tuple(slice(c, c + 8) for c in corner)] = organ
+    hu = np.choose(label, (40, 200, -120)) + rng.normal(0, 10, SHAPE)
+    image = workspace.root / "images" / f"{name}.nii.gz"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(image, Volume(np.rint(hu).astype(np.int16), np.eye(4)))
+    kept = {"train": workspace.label(name), "holdout": workspace.truth(name)}.get(split)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_volume(kept, Volume(label, np.eye(4)))
+    known: dict[str, Any] = {"shape": SHAPE, "spacing": (1, 1, 1), "orientation": "RAS", "source": "here", "license": "CC0-1.0"}
+    labeled = ("liver", "spleen") if split == "train" else ()
+    return Case(case_id=name, image=str(image), sha256=file_sha256(image), split=split, labeled_organs=labeled, **known)
+
+
+def annotate_without_the_spleen(campaign: Campaign, case: Case) -> None:
+    """Somebody "revised" the spleen of a case away, in round 0."""
+    workspace = campaign.open_workspace()
+    path = workspace.annotation(0, case.case_id)
+    path.parent.mkdir(parents=True)
+    write_volume(path, Volume(np.zeros(SHAPE, np.uint8), np.eye(4)))
+    organs = (
+        OrganProvenance(organ="liver", source="pseudo", round=0),
+        OrganProvenance(organ="spleen", source="revised", round=0, users=("ada",)),
+    )
+    record = Provenance(case_id=case.case_id, round=0, organs=organs)
+    write_atomically(workspace.provenance(0, case.case_id), record.model_dump_json())
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Campaign:
+    """Round 0 is trained and predicted on the holdout; round 1 is fine-tuned on nothing but the case without a spleen."""
+    root = tmp_path_factory.mktemp("gate")
+    (root / "organs.yaml").write_text(yaml.safe_dump(ORGANS))
+    schedule = {"batch": 2, "learning_rate": 0.02, "warmup_steps": 5, "precision": "float32", "validation_cases": 0}
+    campaign = Campaign.model_validate(
+        {
+            "name": "gate",
+            "workspace": str(root / "workspace"),
+            "organs": str(root / "organs.yaml"),
+            "datasets": [{"source": "phantom", "name": "a", "count": 1, "split": "train"}],
+            "preprocessing": {"spacing": [1, 1, 1]},
+            "architectures": [{"architecture": "unet", "features": [4, 8], "residual_units": 1}],
+            "patches": {"patch": [16, 16, 16], "replay": 0.0, "augmentation": {"affine_probability": 0}},
+            "training": {"steps": 100, **schedule},
+            "finetuning": {"steps": 60, **schedule},
+            "inference": {"window": [16, 16, 16], "overlap": 0.25, "batch": 4, "precision": "float32"},
+        }
+    )
+    cases = [
+        write_case(campaign, n, s, i)
+        for i, (n, s) in enumerate([("t0", "train"), ("t1", "train"), ("p", "pool"), ("h", "holdout")])
+    ]
+    write_lines(campaign.open_workspace().manifest, cases)
+    with in_process():
+        train_step(campaign, 0)
+        annotate_without_the_spleen(campaign, cases[2])
+        train_step(campaign, 1)
+    return campaign
+
+
+@pytest.fixture(scope="module")
+def gated(campaign: Campaign) -> Promotions:
+    with in_process():
+        return promote_step(campaign, 1)
+
+
+def registry(campaign: Campaign) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=campaign.tracking_uri)
+
+
+def test_what_forgot_an_organ_is_refused(campaign: Campaign, gated: Promotions) -> None:
+    (unet,) = gated.architectures
+    assert not unet.judgment.promoted
+    assert unet.judgment.worst_organ == "spleen"
+    assert unet.judgment.worst_drop is not None
+    assert unet.judgment.worst_drop > 0.5
+    assert unet.judgment.reason.startswith("refused, 0.02 is allowed: of all organs spleen went from 0.")
+
+
+def test_the_champion_stays_and_the_candidate_is_kept_beside_it(campaign: Campaign, gated: Promotions) -> None:
+    workspace, unet = campaign.open_workspace(), gated.architectures[0]
+    assert file_sha256(workspace.checkpoint(1, "unet")) == file_sha256(workspace.checkpoint(0, "unet")) == unet.champion
+    assert file_sha256(workspace.candidate(1, "unet")) == unet.candidate != unet.champion
+    assert unet.champion_round == 0
+    assert read_checkpoint(workspace.candidate(1, "unet"))[0].provenance.parent == unet.champion
+
+
+def test_mlflow_says_who_is_champion_and_why_the_candidate_is_not(campaign: Campaign, gated: Promotions) -> None:
+    client, unet = registry(campaign), gated.architectures[0]
+    champion, candidate = (client.get_model_version_by_alias("gate-unet", alias) for alias in ("champion", "candidate"))
+    assert (champion.tags["sha256"], champion.tags["round"]) == (unet.champion, "0")
+    assert (candidate.tags["sha256"], candidate.tags["round"]) == (unet.candidate, "1")
+    assert candidate.tags["gate"] == unet.judgment.reason
+    assert candidate.tags["path"] == str(campaign.open_workspace().candidate(1, "unet"))
+    experiment = client.get_experiment_by_name("gate").experiment_id
+    (run,) = client.search_runs([experiment], "tags.`atlas_ray.key` = 'round-001/promote'")
+    assert run.data.tags["gate.unet"] == unet.judgment.reason
+
+
+def test_the_next_round_predicts_and_goes_on_with_the_champion(
+    campaign: Campaign, gated: Promotions, in_this_process: None
+) -> None:
+    workspace, champion = campaign.open_workspace(), gated.architectures[0].champion
+    predict_step(campaign, 1, splits=("pool", "holdout"))
+    assert {n: workspace.case_scores(1, n).checkpoints for n in ("p", "h")} == {key: {"unet": champion} for key in ("p", "h")}
+    short = campaign.model_copy(update={"finetuning": campaign.finetuning.model_copy(update={"steps": 2})})
+    train_step(short, 2)
+    assert read_checkpoint(workspace.checkpoint(2, "unet"))[0].provenance.parent == champion
+    promotions = promote_step(short.model_copy(update={"gate": None}), 2)
+    assert [one.champion_round for one in promotions.architectures] == [2]
+    versions = registry(campaign).search_model_versions("name = 'gate-unet'")
+    assert len(versions) == 3
+    assert registry(campaign).get_model_version_by_alias("gate-unet", "champion").tags["round"] == "2"
+
+
+def test_asked_again_the_gate_gives_the_same_answer_and_moves_nothing(
+    campaign: Campaign, gated: Promotions, in_this_process: None
+) -> None:
+    workspace = campaign.open_workspace()
+    before = workspace.candidate(1, "unet").stat().st_mtime_ns
+    assert promote_step(campaign, 1) == gated
+    assert workspace.candidate(1, "unet").stat().st_mtime_ns == before
