@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
-import yaml
+from cubes import cube_campaign, write, write_cubes
 
 from atlas_ray.annotation.merge import OrganProvenance, Provenance
 from atlas_ray.cluster.session import in_process
@@ -14,7 +13,7 @@ from atlas_ray.segmentation.checkpoints import read_checkpoint
 from atlas_ray.steps.predict import predict_step
 from atlas_ray.steps.promote import Promotions, promote_step
 from atlas_ray.steps.train import train_step
-from atlas_ray.volume import Volume, write_volume
+from atlas_ray.volume import read_labels
 from atlas_ray.workspace import file_sha256, write_atomically, write_lines
 
 pytestmark = [
@@ -24,41 +23,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning"),
 ]
 
-SHAPE = (24, 24, 24)
-ORGANS = {
-    "name": "two",
-    "organs": [{"name": "liver", "label_id": 1, "color": "#c8604f"}, {"name": "spleen", "label_id": 2, "color": "#9b6bd6"}],
-}
-
-
-def write_case(campaign: Campaign, name: str, split: str, seed: int) -> Case:
-    """A bright and a dark cube somewhere in gray noise; what each is called is easy to learn."""
-    workspace, rng = campaign.open_workspace(), np.random.default_rng(seed)
-    label = np.zeros(SHAPE, np.uint8)
-    for organ, x in ((1, 1), (2, 13)):
-        corner = (x + rng.integers(3), *rng.integers(2, 14, 2))
-        label[tuple(slice(c, c + 8) for c in corner)] = organ
-    hu = np.choose(label, (40, 200, -120)) + rng.normal(0, 10, SHAPE)
-    image = workspace.root / "images" / f"{name}.nii.gz"
-    image.parent.mkdir(parents=True, exist_ok=True)
-    write_volume(image, Volume(np.rint(hu).astype(np.int16), np.eye(4)))
-    kept = {"train": workspace.label(name), "holdout": workspace.truth(name)}.get(split)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_volume(kept, Volume(label, np.eye(4)))
-    known: dict[str, Any] = {"shape": SHAPE, "spacing": (1, 1, 1), "orientation": "RAS", "source": "here", "license": "CC0-1.0"}
-    labeled = ("liver", "spleen") if split == "train" else ()
-    return Case(case_id=name, image=str(image), sha256=file_sha256(image), split=split, labeled_organs=labeled, **known)
-
 
 def annotate_without_the_spleen(campaign: Campaign, case: Case) -> None:
     """Somebody "revised" the spleen of a case away, in round 0."""
     workspace = campaign.open_workspace()
-    path = workspace.annotation(0, case.case_id)
-    path.parent.mkdir(parents=True)
-    write_volume(path, Volume(np.zeros(SHAPE, np.uint8), np.eye(4)))
+    write(workspace.annotation(0, case.case_id), read_labels(workspace.label(case.case_id)))  # which holds the liver only
     organs = (
-        OrganProvenance(organ="liver", source="pseudo", round=0),
+        OrganProvenance(organ="liver", source="original"),
         OrganProvenance(organ="spleen", source="revised", round=0, users=("ada",)),
     )
     record = Provenance(case_id=case.case_id, round=0, organs=organs)
@@ -68,27 +39,11 @@ def annotate_without_the_spleen(campaign: Campaign, case: Case) -> None:
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Campaign:
     """Round 0 is trained and predicted on the holdout; round 1 is fine-tuned on nothing but the case without a spleen."""
-    root = tmp_path_factory.mktemp("gate")
-    (root / "organs.yaml").write_text(yaml.safe_dump(ORGANS))
-    schedule = {"batch": 2, "learning_rate": 0.02, "warmup_steps": 5, "precision": "float32", "validation_cases": 0}
-    campaign = Campaign.model_validate(
-        {
-            "name": "gate",
-            "workspace": str(root / "workspace"),
-            "organs": str(root / "organs.yaml"),
-            "datasets": [{"source": "phantom", "name": "a", "count": 1, "split": "train"}],
-            "preprocessing": {"spacing": [1, 1, 1]},
-            "architectures": [{"architecture": "unet", "features": [4, 8], "residual_units": 1}],
-            "patches": {"patch": [16, 16, 16], "replay": 0.0, "augmentation": {"affine_probability": 0}},
-            "training": {"steps": 100, **schedule},
-            "finetuning": {"steps": 60, **schedule},
-            "inference": {"window": [16, 16, 16], "overlap": 0.25, "batch": 4, "precision": "float32"},
-        }
-    )
-    cases = [
-        write_case(campaign, n, s, i)
-        for i, (n, s) in enumerate([("t0", "train"), ("t1", "train"), ("p", "pool"), ("h", "holdout")])
-    ]
+    patches = {"patch": [16, 16, 16], "replay": 0.0, "augmentation": {"affine_probability": 0}}
+    campaign = cube_campaign(tmp_path_factory.mktemp("gate"), "liver", "spleen", patches=patches)
+    both = ("liver", "spleen")
+    cases = [write_cubes(campaign, name, "train", seed=seed, labeled=both) for seed, name in enumerate(("t0", "t1"))]
+    cases += [write_cubes(campaign, "p", "pool", seed=2, labeled=["liver"]), write_cubes(campaign, "h", "holdout", seed=3)]
     write_lines(campaign.open_workspace().manifest, cases)
     with in_process():
         train_step(campaign, 0)
@@ -128,12 +83,12 @@ def test_the_champion_stays_and_the_candidate_is_kept_beside_it(campaign: Campai
 
 def test_mlflow_says_who_is_champion_and_why_the_candidate_is_not(campaign: Campaign, gated: Promotions) -> None:
     client, unet = registry(campaign), gated.architectures[0]
-    champion, candidate = (client.get_model_version_by_alias("gate-unet", alias) for alias in ("champion", "candidate"))
+    champion, candidate = (client.get_model_version_by_alias("cubes-unet", alias) for alias in ("champion", "candidate"))
     assert (champion.tags["sha256"], champion.tags["round"]) == (unet.champion, "0")
     assert (candidate.tags["sha256"], candidate.tags["round"]) == (unet.candidate, "1")
     assert candidate.tags["gate"] == unet.judgment.reason
     assert candidate.tags["path"] == str(campaign.open_workspace().candidate(1, "unet"))
-    experiment = client.get_experiment_by_name("gate").experiment_id
+    experiment = client.get_experiment_by_name("cubes").experiment_id
     (run,) = client.search_runs([experiment], "tags.`atlas_ray.key` = 'round-001/promote'")
     assert run.data.tags["gate.unet"] == unet.judgment.reason
 
@@ -149,9 +104,9 @@ def test_the_next_round_predicts_and_goes_on_with_the_champion(
     assert read_checkpoint(workspace.checkpoint(2, "unet"))[0].provenance.parent == champion
     promotions = promote_step(short.model_copy(update={"gate": None}), 2)
     assert [one.champion_round for one in promotions.architectures] == [2]
-    versions = registry(campaign).search_model_versions("name = 'gate-unet'")
+    versions = registry(campaign).search_model_versions("name = 'cubes-unet'")
     assert len(versions) == 3
-    assert registry(campaign).get_model_version_by_alias("gate-unet", "champion").tags["round"] == "2"
+    assert registry(campaign).get_model_version_by_alias("cubes-unet", "champion").tags["round"] == "2"
 
 
 def test_asked_again_the_gate_gives_the_same_answer_and_moves_nothing(
