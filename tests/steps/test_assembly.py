@@ -26,7 +26,8 @@ SOURCES = ("liver", "spleen", ABSENT, ABSENT, ABSENT)
 def dices(root: Path, *, masked: bool) -> dict[str, float]:
     """Five sources of one case, each labeled for one organ; Dice on a case nobody saw."""
     patches = {"patch": [24, 24, 24], "foreground": 0, "augmentation": {"affine_probability": 0}}
-    campaign = cube_campaign(root, *HU, ABSENT, patches=patches)
+    tracking = {"uri": f"sqlite:///{root.parent}/mlflow.db", "experiment": root.name}  # MLflow takes seconds to make its tables
+    campaign = cube_campaign(root, *HU, ABSENT, patches=patches, tracking=tracking)
     cases = [write_cubes(campaign, f"source_{k}", "train", seed=k, labeled=[organ]) for k, organ in enumerate(SOURCES)]
     if not masked:
         cases = [case.model_copy(update={"labeled_organs": (*HU, ABSENT)}) for case in cases]
