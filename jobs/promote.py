@@ -6,6 +6,7 @@ python -m jobs.promote CONFIG --round N [--set key=value] [--dry-run]
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.exceptions import ConfigError
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, run
+from atlas_ray.lock import locked
 from atlas_ray.steps.promote import promote_step
 
 
@@ -20,7 +21,7 @@ def main(config: ConfigArgument, round_: RoundOption = 1, set_: SetOption = None
         rows = [(name, workspace.checkpoint(round_, name).exists(), drop) for name in campaign.architecture_names]
         print_table(f"would judge round {round_} on the holdout", ("architecture", "is fine-tuned", "largest drop"), rows)
         return
-    with ray_session():
+    with locked(workspace, "jobs.promote"), ray_session():
         promotions = promote_step(campaign, round_)
     rows = [(one.architecture, one.champion_round, one.judgment.reason) for one in promotions.architectures]
     print_table(f"round {round_}", ("architecture", "goes on with the network of round", "why"), rows)

@@ -55,12 +55,10 @@ def promote_step(campaign: Campaign, round_index: int) -> Promotions:
         AtlasError: a checkpoint of this round or of the one before is missing.
     """
     workspace = campaign.open_workspace()
-    path = workspace.promotions(round_index)
-    if path.exists():
-        promotions = Promotions.model_validate_json(path.read_bytes())
-    else:
+    promotions = _judged_before(campaign, round_index)
+    if promotions is None:
         promotions = _judge(campaign, round_index)
-        write_atomically(path, promotions.model_dump_json(indent=2))
+        write_atomically(workspace.promotions(round_index), promotions.model_dump_json(indent=2))
     for one in promotions.refused:
         _put_aside(campaign, round_index, one)
     if promotions.refused:
@@ -69,6 +67,18 @@ def promote_step(campaign: Campaign, round_index: int) -> Promotions:
         for one in promotions.architectures:
             _track(campaign, round_index, run, one)
     return promotions
+
+
+def _judged_before(campaign: Campaign, round_index: int) -> Promotions | None:
+    """What the gate said of these very weights; None where it has not seen them, as after a training that was done anew."""
+    workspace = campaign.open_workspace()
+    path = workspace.promotions(round_index)
+    if not path.exists():
+        return None
+    promotions = Promotions.model_validate_json(path.read_bytes())
+    known = {one.architecture: (one.candidate, one.champion) for one in promotions.architectures}
+    there = {name: workspace.checkpoint(round_index, name) for name in campaign.architecture_names}
+    return promotions if all(p.exists() and file_sha256(p) in known.get(n, ()) for n, p in there.items()) else None
 
 
 def _judge(campaign: Campaign, round_index: int) -> Promotions:

@@ -29,7 +29,7 @@ def error_line(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_the_jobs_are_there():
-    work = {"ingest", "train", "predict", "prioritize", "merge", "evaluate", "run_round", "simulate", "export", "submit"}
+    work = {"ingest", "train", "promote", "predict", "prioritize", "merge", "evaluate", "run_round", "simulate", "export", "submit"}
     assert set(JOBS) == work | {"status", "verify", "abandon", "gc"}
 
 
