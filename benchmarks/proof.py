@@ -89,7 +89,7 @@ def page(campaign: Campaign, commands: dict[str, str], pictures: Path, minutes: 
         "## Table 1: does the attention find the errors?",
         f"An error is a connected region of at least {rules.min_error_mm3:g} mm3 where pseudo-label and reference differ. It is "
         f"found where attention covers {f'{rules.min_overlap:.0%}' if rules.min_overlap else 'one voxel'} of it; attention is "
-        "right by the same rule. Shares are pooled over cases; the mean is over organs.",
+        f"right by the same rule, from {rules.min_attention_mm3:g} mm3 on. Shares are pooled over cases; the mean is over organs.",
     ]
     for mode, found in attention.items():
         columns, rows = table_1(found)

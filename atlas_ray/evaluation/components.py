@@ -12,11 +12,11 @@ and the same two counted in voxels, which asks much more: attention is a hint an
 
 from collections.abc import Sequence
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from atlas_ray.components import box_of, connected_components
 from atlas_ray.schema import Fraction, Millimeters, Schema, Triple
 
 Mask = npt.NDArray[np.bool_]  # [X, Y, Z]
@@ -90,9 +90,7 @@ def detect(error_XYZ: Mask, attention_XYZ: Mask, spacing: Triple, rules: Rules) 
     """
     if error_XYZ.shape != attention_XYZ.shape:
         raise ValueError(f"errors of shape {error_XYZ.shape} and attention of shape {attention_XYZ.shape} cannot be compared")
-    window = bounding_box(error_XYZ | attention_XYZ)
-    if window is None:
-        return Detection()
+    window = box_of(error_XYZ | attention_XYZ)
     error, attention = error_XYZ[window], attention_XYZ[window]
     voxel_mm3 = float(np.prod(spacing))
     errors, hit = _covered(error, attention, rules.min_error_mm3 / voxel_mm3, rules.min_overlap)
@@ -115,18 +113,7 @@ def total(detections: Sequence[Detection]) -> Detection:
 
 def regions_of(mask_XYZ: Mask) -> tuple[npt.NDArray[np.integer], int]:
     """Number of each voxel's connected region (26 neighbors), 1..C, 0 outside; and C."""
-    mask = mask_XYZ
-    if sorted(mask.shape)[1] == 1:
-        mask = np.pad(mask, (0, 1))  # cc3d 4.1.1 raises "maximum length exception" on lines such as 1 0 1
-    labels, count = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26, return_N=True)
-    x, y, z = mask_XYZ.shape
-    return labels[:x, :y, :z], int(count)
-
-
-def bounding_box(mask_XYZ: Mask) -> Box | None:
-    """Of what is set, None where nothing is."""
-    spans = [np.flatnonzero(mask_XYZ.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    return tuple(slice(int(s[0]), int(s[-1]) + 1) for s in spans) if spans[0].size else None
+    return connected_components(np.ascontiguousarray(mask_XYZ).view(np.uint8))
 
 
 def ratio(part: float, whole: float) -> float | None:

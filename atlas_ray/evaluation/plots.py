@@ -9,7 +9,6 @@ from atlas_ray.evaluation.raters import PairMean
 from atlas_ray.figures import figure, png
 
 BLUE, ORANGE, GRAY = "#3f7fd9", "#e0873e", "#8a919a"
-PALETTE = ("#3f7fd9", "#e0873e", "#4fae4a", "#9b6bd6", "#c8604f", "#3fb8af", "#e5b93c", "#8a919a", "#e58fb5", "#555555")
 
 
 def detection_bars(
@@ -42,18 +41,19 @@ def detection_bars(
     return png(drawn)
 
 
-def error_summary(counts: Mapping[str, Mapping[str, int]], *, title: str) -> bytes:
+def error_summary(counts: Mapping[str, Mapping[str, int]], colors: Mapping[str, str], *, title: str) -> bytes:
     """Figure 3b: errors per type, stacked by organ.
 
     Args:
         counts: type -> organ -> how many.
+        colors: of the organs, in the order in which they are stacked.
     """
-    organs = list(dict.fromkeys(organ for by_organ in counts.values() for organ in by_organ))
+    organs = [organ for organ in colors if any(by_organ.get(organ) for by_organ in counts.values())]
     with figure(8, 3.8) as (drawn, axes):
         left = np.zeros(len(counts))
-        for number, organ in enumerate(organs):
+        for organ in organs:
             widths = np.array([by_organ.get(organ, 0) for by_organ in counts.values()])
-            axes.barh(range(len(counts)), widths, left=left, color=PALETTE[number % len(PALETTE)], label=organ.replace("_", " "))
+            axes.barh(range(len(counts)), widths, left=left, color=colors[organ], label=organ.replace("_", " "))
             left += widths
         axes.set_yticks(range(len(counts)), [name.replace("_", " ") for name in counts])
         axes.invert_yaxis()

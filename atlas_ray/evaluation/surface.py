@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from atlas_ray.evaluation.components import Mask, bounding_box
+from atlas_ray.components import box_of
+from atlas_ray.evaluation.components import Mask
 from atlas_ray.schema import Triple
 
 CORNERS = tuple((x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1))  # bit b of a code is corner b
@@ -27,12 +28,10 @@ def surface_dice(a_XYZ: Mask, b_XYZ: Mask, spacing: Triple, *, tolerance_mm: flo
     """
     if a_XYZ.shape != b_XYZ.shape:
         raise ValueError(f"masks of shape {a_XYZ.shape} and {b_XYZ.shape} cannot be compared")
-    window = bounding_box(a_XYZ | b_XYZ)
-    if window is None:
-        return None
+    window = box_of(a_XYZ | b_XYZ)
     codes = [_codes(mask[window]) for mask in (a_XYZ, b_XYZ)]
     if not all(code.any() for code in codes):
-        return 0.0
+        return 0.0 if any(code.any() for code in codes) else None
     areas = _areas(spacing)
     near_mm2, all_mm2 = 0.0, 0.0
     for own, other in (codes, codes[::-1]):

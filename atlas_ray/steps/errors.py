@@ -11,8 +11,9 @@ import numpy as np
 from scipy.ndimage import find_objects
 
 from atlas_ray.cluster.tasks import map_cases
+from atlas_ray.components import box_of
 from atlas_ray.config import Campaign
-from atlas_ray.evaluation.components import Box, Rules, bounding_box, regions_of
+from atlas_ray.evaluation.components import Box, Rules, regions_of
 from atlas_ray.evaluation.plots import error_summary
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.prioritization.error_types import DEFAULT_ERROR_TYPES, MARGIN_MM, UNKNOWN, ErrorRegion, type_of
@@ -70,6 +71,7 @@ def errors_step(campaign: Campaign, round_index: int, *, split: Split = "holdout
     errors = tuple(chain.from_iterable(map_cases(one, cases)))
     report = ErrorReport(round=round_index, split=split, cases=len(cases), types=tuple(_rows(errors)), errors=errors)
     counts = {row.error: Counter(e.organ for e in errors if e.error == row.error) for row in report.types}
+    title = f"Errors by type, {len(cases)} {split} cases, round {round_index}"
     publish(
         campaign,
         round_index,
@@ -77,7 +79,7 @@ def errors_step(campaign: Campaign, round_index: int, *, split: Split = "holdout
         report,
         metrics={f"errors/{row.error}": float(row.errors) for row in report.types},
         tables={"per_type": Table.of(report.types), "per_error": Table.of(errors)},
-        plots={"figure_3b": error_summary(counts, title=f"Errors by type, {len(cases)} {split} cases, round {round_index}")},
+        plots={"figure_3b": error_summary(counts, {o.name: o.color for o in organs}, title=title)},
     )
     return report
 
@@ -98,10 +100,11 @@ def find_errors(predicted: LabelMap, truth: LabelMap, organs: Organs, organ: str
         predicted, truth: [X, Y, Z], ids of `organs`.
     """
     ours, theirs = organs.mask(predicted, organ), organs.mask(truth, organ)
-    window = bounding_box(ours | theirs)
-    if window is None:
+    differs = ours != theirs
+    if not differs.any():
         return []
-    labels, _ = regions_of(ours[window] != theirs[window])
+    window = box_of(differs)
+    labels, _ = regions_of(differs[window])
     mirror = organs.mirror(organ)
     found = []
     for number, box in enumerate(find_objects(labels), 1):

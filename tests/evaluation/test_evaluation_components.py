@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atlas_ray.evaluation.components import Detection, Rules, bounding_box, detect, regions_of, total
+from atlas_ray.evaluation.components import Detection, Rules, detect, regions_of, total
 
 EVERY_SIZE = Rules(min_error_mm3=0)
 UNIT = (1.0, 1.0, 1.0)
@@ -73,13 +73,11 @@ def test_corners_connect():
     assert labels.shape == mask.shape
 
 
-def test_totals_add_up_and_boxes_fit():
+def test_totals_add_up():
     both = total([Detection(errors=2, hit=1, regions=3, right=3), Detection(errors=1, hit=1)])
     assert both.sensitivity == pytest.approx(2 / 3)
     assert both.precision == 1
     assert total([]) == Detection()
-    assert bounding_box(row("..#.#.")) == (slice(2, 5), slice(0, 1), slice(0, 1))
-    assert bounding_box(row("...")) is None
 
 
 def test_maps_of_two_grids_are_refused():
