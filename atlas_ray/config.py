@@ -17,6 +17,7 @@ from atlas_ray.annotation.database import sqlite_url
 from atlas_ray.annotation.queue import Annotation
 from atlas_ray.attention.criteria import Attention, PhysicalAttention
 from atlas_ray.data.ingest import IngestChecks
+from atlas_ray.data.label_quality import LabelQuality
 from atlas_ray.data.patches import PatchSampling
 from atlas_ray.data.preprocess import Preprocessing
 from atlas_ray.data.sources import Source
@@ -105,6 +106,7 @@ class Campaign(Schema):
     attention: Attention = PhysicalAttention()
     strategy: Strategy = AttentionSize()
     effort: Effort = Effort()
+    label_quality: LabelQuality = LabelQuality()
     stop: StopRule = TopCaseNeedsNone()
     annotation: Annotation = Annotation()
     evaluation: Rules = Rules()

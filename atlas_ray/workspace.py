@@ -25,8 +25,9 @@
         priority.csv, priority.parquet, plots
         annotations/<case>/       label.nii.gz, provenance.json: the merged current truth after this round
         evaluation_<split>.json, record.json, reports/
-      other_attention/<mode>/     a workspace: the same networks' predictions, looked at with another attention
+        label_quality.csv, .parquet, label_quality/<case>.json: what the networks think of given labels
         release/<layout>/         what was exported
+      other_attention/<mode>/     a workspace: the same networks' predictions, looked at with another attention
 
 Every file appears whole or not at all, and a step's result is written last: if it is there, the step is done.
 """
@@ -239,6 +240,16 @@ class Workspace:
     def other_attention(self, mode: str) -> Path:
         """A workspace within this one: the same cases and networks, looked at with another attention."""
         return self.root / "other_attention" / mode
+
+    def label_quality_csv(self, round_index: int) -> Path:
+        return self.round(round_index) / "label_quality.csv"
+
+    def label_quality_parquet(self, round_index: int) -> Path:
+        return self.round(round_index) / "label_quality.parquet"
+
+    def label_score(self, round_index: int, case_id: str) -> Path:
+        """What the networks of a round think of one case's label."""
+        return self.round(round_index) / "label_quality" / f"{case_id}.json"
 
     def release(self, round_index: int, layout: str) -> Path:
         """Where an export goes unless it is told otherwise."""

@@ -8,9 +8,19 @@ from typing import Annotated
 import typer
 
 from atlas_ray.cluster.session import ray_session
-from atlas_ray.config import Campaign
+from atlas_ray.config import Campaign, load_config
 from atlas_ray.exceptions import ConfigError
-from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, job_with_words, open_campaign, print_table, run
+from atlas_ray.job import (
+    ConfigArgument,
+    DryRunOption,
+    RoundOption,
+    SetOption,
+    job_with_words,
+    open_campaign,
+    print_table,
+    progress,
+    run,
+)
 from atlas_ray.records import Split
 from atlas_ray.steps.attention import Mode, attention_step, table_1
 from atlas_ray.steps.bias import bias_step
@@ -18,8 +28,14 @@ from atlas_ray.steps.compare import compare_step
 from atlas_ray.steps.errors import errors_step
 from atlas_ray.steps.evaluate import evaluate_step
 from atlas_ray.steps.false_positives import false_positives_step
+from atlas_ray.steps.label_quality import finished_label, given_labels, label_quality_step
 
 app = job_with_words(__doc__)
+JudgeOption = Annotated[
+    str | None,
+    typer.Option("--networks", metavar="CONFIG", help="Let another campaign's networks judge, which never saw these cases."),
+]
+WorstOption = Annotated[int, typer.Option("--worst", min=1, help="How many to print.")]
 EvaluatedSplit = Annotated[Split, typer.Option("--split", help="Which split's predictions to compare with their reference.")]
 ModeOption = Annotated[
     Mode | None, typer.Option("--mode", help="Another attention than the campaign's: the round predicts its cases once more.")
@@ -165,6 +181,43 @@ def compare(
     ]
     print_table(f"Dice on {split}, {found.rules.confidence:.0%} paired intervals", columns, rows)
     print_table("between them", ("minutes", "attention ml before", "after"), [(found.minutes, *found.attention_ml)])
+
+
+@app.command()
+def labels(
+    config: ConfigArgument,
+    round_: RoundOption = 0,
+    judge: JudgeOption = None,
+    worst: WorstOption = 20,
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Score every given label, original ones too, by what the networks think of it; the worst are worth a look."""
+    campaign = open_campaign(config, set_, dry_run=dry_run)
+    other = load_config(judge) if judge else campaign
+    given, workspace = given_labels(campaign, round_, other), campaign.open_workspace()
+    todo = [label for _, label in given if not finished_label(label, workspace, round_)]
+    if dry_run:
+        rows = [(g.case_id, len(g.organs), sum(o.in_sample for o in g.organs), g in todo) for _, g in given]
+        print_table(f"would score labels by the networks of {other.name}", ("case", "organs", "in sample", "to do"), rows)
+        return
+    with ray_session(), progress("labels", len(todo)) as advance:
+        scores = label_quality_step(campaign, round_, judge=other, progress=lambda row: advance())
+    rows = [
+        (
+            s.case_id,
+            s.organ,
+            s.source,
+            "yes" if s.in_sample else "no",
+            s.score,
+            s.dice,
+            f"{s.missing_ml:.1f}",
+            f"{s.surplus_ml:.1f}",
+        )
+        for s in scores[:worst]
+    ]
+    columns = ("case", "organ", "source", "in sample", "score", "Dice", "missing ml", "surplus ml")
+    print_table(f"the worst of {len(scores)} labels; all in {workspace.label_quality_csv(round_)}", columns, rows)
 
 
 def _campaign(config: str, set_: list[str] | None, round_index: int, split: Split, *, dry_run: bool) -> Campaign | None:

@@ -365,6 +365,13 @@ def _packed_key(architecture: str) -> str:
     return f"packed_{architecture}"
 
 
+def packed_probabilities(row: Row) -> tuple[tuple[str, ...], PackedProbabilities, dict[str, tuple[str, ...]]]:
+    """Take the probabilities out of a row: names of the members, what they say, and the organs each knows nothing of."""
+    names = tuple(json.loads(row["checkpoints"]))
+    packed = [row.pop(_packed_key(name)) for name in names]
+    return names, PackedProbabilities([] if row["error"] else packed), {}
+
+
 # --- finish ---------------------------------------------------------------------------------------------------------
 
 
