@@ -13,9 +13,10 @@ from atlas_ray.exceptions import ConfigError
 
 LARGEST_BYTES = 2**20  # a campaign with a list of every case of a large dataset has a tenth of it
 MOST_VALUES = 100_000  # with every alias written out
+DEEPEST = 100  # libyaml builds nested values by recursion, which ends the process where it is deep enough
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # in C: in Python a megabyte takes a minute
     """Refuses what `read_yaml` says."""
 
     def get_single_node(self) -> Any:
@@ -26,7 +27,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         _require_different_keys(self, node)
-        return super().construct_mapping(node, deep)
+        values: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return values
 
 
 def _require_different_keys(loader: _Loader, node: Any) -> None:
@@ -41,6 +43,18 @@ def _require_different_keys(loader: _Loader, node: Any) -> None:
             raise yaml.YAMLError(f"line {line}: key {key!r} is given twice, first in line {lines[key]}")
         if isinstance(key, Hashable):
             lines[key] = line
+
+
+def _require_modest(text: str) -> None:
+    """Raises yaml.YAMLError for what is nested too deeply or has too many values, before any of it is built."""
+    depth = values = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        values += isinstance(event, yaml.NodeEvent)
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"nested too deeply; {DEEPEST} levels are allowed")
+        if values > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values")
 
 
 def _unfolded(node: Any, sizes: dict[int, int]) -> int:
@@ -65,14 +79,15 @@ def parse_yaml(text: str, *, where: str) -> Any:
         where: names the text in an error.
 
     Raises:
-        ConfigError: not YAML, a key given twice, or more than `MOST_VALUES`.
+        ConfigError: not YAML, a key given twice, nested deeper than `DEEPEST`, or more than `MOST_VALUES`.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+        _require_modest(text)
+        return yaml.load(text, Loader=_Loader)  # builds plain values only
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {_reason(error)}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{where} is not valid YAML: nested too deeply") from error
+    except (ValueError, ArithmeticError) as error:  # a date of month 13, a number of 5,000 digits, `!!int x`
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _reason(error: yaml.YAMLError) -> str:

@@ -8,8 +8,11 @@ direction in which each array axis grows, so in RAS a smaller first index is the
 
 import contextlib
 import io
+import itertools
 import math
+import os
 import re
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -54,8 +57,21 @@ DICOM_ERRORS = (  # what pydicom raises for absent or empty tags, cut pixel data
     RuntimeError,
     OSError,
     EOFError,
+    struct.error,
+    zlib.error,
+    LookupError,
+    ArithmeticError,
 )
+GRAYSCALE = ("MONOCHROME1", "MONOCHROME2")  # which of them says how to show values, not what they are
+PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 FARTHEST_MM = 1e6  # no scanner's origin lies a kilometer away; what does is not a number of millimeters
+FORM_CODES = range(6)  # of sform and qform; nibabel takes any other for 0 and reads the other form
+SINGLE_FILE = {348: b"n+1\0", 540: b"n+2\0"}  # a header of a pair has its voxels elsewhere
+UNKNOWN_UNIT, MILLIMETER = 0, 2  # of the low three bits of xyzt_units
+LARGEST_SLICE = 2**25  # bytes of a DICOM file with one slice, also once it is inflated; 512 x 512 has half a megabyte
+MOST_ELEMENTS = 10_000  # of a DICOM file; a CT has about a hundred
+UNIT_TOLERANCE = 0.01  # of the length of a direction, and of the cosine of the angle between two; DICOM's text rounds them
+LARGEST_HU = 1e5  # 16 stored bits reach 65,535, and are clamped; what lies beyond was rescaled wrongly
 SLICE_GAP_TOLERANCE = 0.05  # of the median gap; scanners round positions to 0.01 mm, a missing slice doubles a gap
 
 
@@ -203,12 +219,37 @@ def _read_header(path: Path, stream: io.BufferedIOBase) -> Any:
     head += stream.read(size - len(head))
     try:
         with np.errstate(all="ignore"):
-            start = NIFTI_KINDS[size](head).get_data_offset()
-            if not size <= start <= LARGEST_HEADER:
-                raise ValueError(f"its voxels start at byte {start}; {size} to {LARGEST_HEADER} are allowed")
-            return NIFTI_KINDS[size].from_fileobj(io.BytesIO(head + stream.read(start - size)))
+            raw = NIFTI_KINDS[size](head, check=False)
+            _require_sound(path, raw, size)
+            return NIFTI_KINDS[size].from_fileobj(io.BytesIO(head + stream.read(int(raw["vox_offset"]) - size)))
     except HEADER_ERRORS as error:
         raise CaseError(f"{path} has no valid NIfTI header: {error}") from error
+
+
+def _require_sound(path: Path, raw: Any, size: int) -> None:
+    """What nibabel would put right in silence, and so read as something else than is written. Raises CaseError, ValueError.
+
+    Args:
+        raw: the header as it lies, unchecked.
+        size: of it, in bytes: which version of NIfTI.
+    """
+    start, magic = float(raw["vox_offset"]), bytes(raw["magic"].tobytes())
+    if not size + 4 <= start <= LARGEST_HEADER:
+        raise ValueError(f"its voxels start at byte {start:g}; {size + 4} to {LARGEST_HEADER} are allowed")
+    if magic != SINGLE_FILE[size]:
+        raise CaseError(f"{path} is no NIfTI file with its voxels in it: magic is {magic!r}, {SINGLE_FILE[size]!r} is allowed")
+    if not 0 < (axes := int(raw["dim"][0])) < len(raw["dim"]):
+        raise CaseError(f"{path} has {axes} dimensions; NIfTI knows 1 to {len(raw['dim']) - 1}")
+    codes = {name: int(raw[name]) for name in ("sform_code", "qform_code")}
+    if wrong := {name: code for name, code in codes.items() if code not in FORM_CODES}:
+        raise GeometryError(f"{path}: {wrong}; codes from 0 to {max(FORM_CODES)} are allowed")
+    edges = np.asarray(raw["pixdim"][1:4], np.float64)
+    if codes["sform_code"] == 0 and codes["qform_code"] != 0 and not (np.isfinite(edges).all() and (edges > 0).all()):
+        raise GeometryError(f"{path} has voxels of {edges.tolist()} mm; positive edges are allowed")
+    if (unit := int(raw["xyzt_units"]) & 7) not in (UNKNOWN_UNIT, MILLIMETER):
+        raise GeometryError(
+            f"{path} gives its geometry in another unit (xyzt_units {unit}); millimeters ({MILLIMETER}) are allowed"
+        )
 
 
 def _read_voxels(path: Path, stream: io.BufferedIOBase, header: Any, most: int) -> Array:
@@ -395,7 +436,7 @@ def dicom_series(folder: str | Path) -> dict[str, list[Path]]:
     for path in files:
         try:
             head = _dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "ImagePositionPatient"])
-        except (pydicom.errors.InvalidDicomError, OSError, EOFError):
+        except (pydicom.errors.InvalidDicomError, *DICOM_ERRORS):
             continue
         if "SeriesInstanceUID" in head and "ImagePositionPatient" in head:
             series.setdefault(str(head.SeriesInstanceUID), []).append(path)
@@ -416,12 +457,36 @@ def dicom_files(folder: str | Path, series_uid: str | None) -> list[Path]:
     return series[uid]
 
 
-def _dcmread(path: Path, **choice: Any) -> Any:
-    """One DICOM file, from a disk or a bucket."""
-    import pydicom
+def _dcmread(path: Path, *, stop_before_pixels: bool = False, specific_tags: Sequence[str] = ()) -> Any:
+    """One DICOM file, from a disk or a bucket. Raises DICOM_ERRORS; CaseError for one that is larger than a slice can be."""
+    from pydicom.filereader import read_partial
+    from pydicom.tag import Tag
+
+    elements = itertools.count(1)
+
+    def stop(tag: Any, vr: str | None, length: int) -> bool:
+        if next(elements) > MOST_ELEMENTS:
+            raise ValueError(f"more than {MOST_ELEMENTS} elements")
+        return stop_before_pixels and int(tag) in PIXEL_TAGS
 
     with path.open("rb") as stream:
-        return pydicom.dcmread(stream, **choice)
+        _require_bounded(path, stream)
+        return read_partial(stream, stop_when=stop, specific_tags=[Tag(name) for name in specific_tags] or None)
+
+
+def _require_bounded(path: Path, stream: Any) -> None:
+    """The stream is left at its start. Raises CaseError for a file that is, or unfolds to, more than LARGEST_SLICE."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    read_preamble(stream, False)
+    if _read_file_meta_info(stream).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        size = len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(LARGEST_SLICE), LARGEST_SLICE + 1))
+    if size > LARGEST_SLICE:
+        raise CaseError(f"{path} is larger than one slice can be; {LARGEST_SLICE} bytes are allowed, also once it is inflated")
+    stream.seek(0)
 
 
 def dicom_grid(folder: str | Path, series_uid: str | None) -> tuple[list[Path], Affine]:
@@ -437,7 +502,7 @@ def dicom_grid(folder: str | Path, series_uid: str | None) -> tuple[list[Path], 
         _require_one_ct(folder, heads)
         order, affine = _dicom_grid(folder, heads)
     except DICOM_ERRORS as error:
-        raise CaseError(f"{folder}: a slice cannot be read: {error}") from error
+        raise CaseError(f"{folder}: a slice cannot be read: {_in_one_line(error)}") from error
     return [files[index] for index in order], affine
 
 
@@ -492,7 +557,7 @@ def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
                 voxels = np.empty((*slice_XY.shape, len(files)), np.int16, order="F")
             voxels[:, :, k] = slice_XY
     except DICOM_ERRORS as error:
-        raise CaseError(f"{folder}: a slice cannot be read: {error}") from error
+        raise CaseError(f"{folder}: a slice cannot be read: {_in_one_line(error)}") from error
     assert voxels is not None  # a series has a slice
     return Volume(voxels, affine)
 
@@ -510,6 +575,7 @@ def _dicom_grid(folder: Path, heads: list[Any]) -> tuple[list[int], Affine]:
     (columns), y down the rows; a tilted gantry shears z."""
     first = heads[0]
     row, column = (np.array(first.ImageOrientationPatient[i : i + 3], np.float64) for i in (0, 3))
+    _require_directions(folder, row, column, [float(edge) for edge in first.PixelSpacing])
     normal = np.cross(row, column)
     positions = np.array([h.ImagePositionPatient for h in heads], np.float64)
     order = np.argsort(positions @ normal, kind="stable")
@@ -521,11 +587,27 @@ def _dicom_grid(folder: Path, heads: list[Any]) -> tuple[list[int], Affine]:
     return [int(i) for i in order], np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
 
 
+def _require_directions(folder: Path, row: npt.NDArray[np.float64], column: npt.NDArray[np.float64], spacing: list[float]) -> None:
+    """Raises GeometryError where row and column are no two unit vectors at a right angle, or pixels have no size."""
+    off = max(abs(float(np.linalg.norm(row)) - 1), abs(float(np.linalg.norm(column)) - 1), abs(float(row @ column)))
+    if not off <= UNIT_TOLERANCE:
+        raise GeometryError(
+            f"{folder}: ImageOrientationPatient {[*row.tolist(), *column.tolist()]} is no right angle of unit vectors"
+        )
+    if len(spacing) != 2 or not all(0 < edge < FARTHEST_MM for edge in spacing):
+        raise GeometryError(f"{folder}: pixel spacing {spacing}; two positive millimeters are allowed")
+
+
 def _slice_step(
     folder: Path, positions: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], first: Any
 ) -> npt.NDArray[np.float64]:
+    if not (np.abs(positions) < FARTHEST_MM).all():
+        raise GeometryError(f"{folder}: slices lie at {positions.tolist()[0]}, which is no place in mm")
     if len(positions) == 1:
-        return normal * float(first.get("SpacingBetweenSlices") or first.SliceThickness)
+        thickness = float(first.get("SpacingBetweenSlices") or first.SliceThickness)
+        if not 0 < thickness < FARTHEST_MM:
+            raise GeometryError(f"{folder}: its one slice is {thickness} mm thick; positive millimeters are allowed")
+        return normal * thickness
     gaps = np.diff(positions @ normal)
     usual = float(np.median(gaps))
     if usual <= 0 or gaps.min() < usual * (1 - SLICE_GAP_TOLERANCE) or gaps.max() > usual * (1 + SLICE_GAP_TOLERANCE):
@@ -536,6 +618,21 @@ def _slice_step(
 
 
 def _hounsfield(dicom_slice: Any) -> npt.NDArray[np.int16]:
+    """HU of one slice [rows, columns], rounded and clamped to int16. Raises ValueError where the slice does not say them."""
     slope, intercept = float(dicom_slice.get("RescaleSlope", 1)), float(dicom_slice.get("RescaleIntercept", 0))
+    if slope == 0 or not math.isfinite(slope) or not math.isfinite(intercept):
+        raise ValueError(f"its values are rescaled by {slope:g} and {intercept:g}")
+    if (kind := str(dicom_slice.PhotometricInterpretation)) not in GRAYSCALE or dicom_slice.SamplesPerPixel != 1:
+        raise ValueError(
+            f"its pixels are {kind} of {dicom_slice.SamplesPerPixel} samples; {' and '.join(GRAYSCALE)} of 1 are allowed"
+        )
     values = dicom_slice.pixel_array * slope + intercept
+    if values.shape != (dicom_slice.Rows, dicom_slice.Columns):
+        raise ValueError(f"its pixels are an array of {values.shape}")
+    if values.size and np.abs(values).max() > LARGEST_HU:
+        raise ValueError(f"its values reach {np.abs(values).max():g}, which are no Hounsfield units")
     return np.asarray(np.clip(np.rint(values), -32768, 32767), np.int16)
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -60,7 +60,8 @@ def test_the_strict_loader_builds_plain_values_only() -> None:
 
     from atlas_ray.strict_yaml import _Loader
 
-    assert issubclass(_Loader, yaml.SafeLoader)
+    assert issubclass(_Loader, yaml.constructor.SafeConstructor)
+    assert not issubclass(_Loader, yaml.constructor.FullConstructor)
 
 
 def test_a_cache_that_carries_a_recipe_instead_of_voxels_is_refused(tmp_path: Path) -> None:
