@@ -146,29 +146,30 @@ def join_label_files(
         CaseError: a file cannot be read or does not fit, or there is none at all.
     """
     joined = Labels(np.zeros(image.shape, np.uint8))
-    known: set[str] = set()  # an organ can have no voxel
-    missing: list[str] = []
+    missing: list[tuple[LabelFile, str]] = []
     for file in sorted(files, key=lambda file: file.source == "revised"):
         if isinstance(file, LabelSlices):
             paths = file.files()
             if not paths:
-                missing.append(f"no label at {file.folder}/{file.pattern}")
+                missing.append((file, f"no label at {file.folder}/{file.pattern}"))
                 continue
             part = _read_slices(file, paths, image, organs, dicom, series_uid)
         elif isinstance(file, LabelMapFile):
             if not place(file.path).is_file():
-                missing.append(f"no label at {file.path}")
+                missing.append((file, f"no label at {file.path}"))
                 continue
             part = _read_map(file, image, organs, tolerance_mm)
         else:
             part, reason = _read_masks(file, image, organs, tolerance_mm)
             if reason:
-                missing.append(reason)
+                missing.append((file, reason))
                 continue
-        known |= set(part.origins) | set(part.not_labeled)
         _lay_over(joined, part, organs)
     if missing and len(missing) == len(files):
-        raise LabelError("; ".join(missing))
+        raise LabelError("; ".join(reason for _, reason in missing))
+    for organ, name in ((organ, file.name) for file, _ in missing for organ in file.organs):
+        if organ not in joined.origins:
+            joined.not_labeled.setdefault(organ, f"no {name}")
     return joined
 
 

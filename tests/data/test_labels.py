@@ -1,6 +1,7 @@
 """What is not certain is not labeled: pairs, parts, tumors of no organ, files that are not there."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from atlas_ray.data.ingest import IngestChecks, ingest_case
 from atlas_ray.exceptions import DatasetError
-from atlas_ray.organs import Organ, Organs
+from atlas_ray.organs import Organ, Organs, load_organs
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.volume import Volume, read_volume, reorient, write_volume
 from atlas_ray.workspace import Workspace
@@ -135,6 +136,23 @@ def test_a_mask_of_both_is_split_too(data: Path, workspace: Workspace) -> None:
     assert case.origins["kidney_right"].rule == "side of kidneys"
     written = read_volume(workspace.label("p1")).voxels
     assert np.array_equal(written, labels(id_1=LEFT, id_2=RIGHT, id_3=box(slice(4, 7), slice(7, 9))))
+
+
+def test_kidneys_of_a_real_patient_are_told_apart_by_the_real_body(shared_data: Path, tmp_path: Path, workspace: Workspace) -> None:
+    """A real CT and its nine organs, with one id for both kidneys."""
+    nine = load_organs("abdomenatlas_1_0")
+    given = read_volume(shared_data / "ts1" / "labels.nii.gz")
+    left, right = nine.label_id("kidney_left"), nine.label_id("kidney_right")
+    (tmp_path / "data" / "ts1").mkdir(parents=True)
+    shutil.copy(shared_data / "ts1" / "ct.nii.gz", tmp_path / "data" / "ts1" / "ct.nii.gz")
+    write_volume(tmp_path / "data" / "ts1" / "l.nii.gz", given.with_voxels(np.where(given.voxels == right, left, given.voxels)))
+    ids = {organ.label_id: organ.name for organ in nine if organ.label_id != right} | {left: "kidneys"}
+    rules = {"images": "{case}/ct.nii.gz", "labels": "{case}/l.nii.gz", "ids": ids, "pairs": PAIR["pairs"]}
+    described = source(source="files", name="set", root=str(tmp_path / "data"), split="pool", **rules)
+    (candidate,) = described.candidates(workspace, nine)
+    case = usable(ingest_case(candidate, nine, workspace, IngestChecks()))
+    assert case.labeled_organs == nine.names
+    assert np.array_equal(read_volume(workspace.label("ts1")).voxels, given.voxels)
 
 
 # --- tumors, parts, several files ------------------------------------------------------------------------------------

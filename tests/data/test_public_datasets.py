@@ -552,6 +552,7 @@ def test_a_dataset_of_ones_own_is_one_yaml_file(tmp_path: Path) -> None:
         "source": "original",
         "rule": "side of kidneys",
     }
-    assert bert.labeled_organs == ("kidney_left", "kidney_right", "liver")  # no mask of the spleen
+    assert bert.labeled_organs == ("kidney_left", "kidney_right", "liver")
+    assert bert.not_labeled == {"spleen": "no floor2/bert/{organ}.nii.gz"}
     assert np.array_equal(label_in_ras(workspace, bert), painted({5: "AHe", 3: "c", 4: "D"}))  # the revised liver, whole
     assert (bert.origins["liver"].source, bert.origins["liver"].file) == ("revised", "reviewed/bert.nii.gz")
