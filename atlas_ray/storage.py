@@ -133,6 +133,9 @@ class BucketPath:
     def with_name(self, name: str) -> "BucketPath":
         return self.parent / name
 
+    def with_suffix(self, suffix: str) -> "BucketPath":
+        return self.parent / f"{self.stem}{suffix}"
+
     def relative_to(self, other: "BucketPath") -> Path:
         if other.scheme != self.scheme or not f"{self.key}/".startswith(f"{other.key}/"):
             raise ValueError(f"{self} does not lie below {other}")
@@ -215,7 +218,7 @@ class BucketPath:
 
     def write_bytes(self, data: bytes) -> int:
         def write(files: Any) -> None:
-            with files.open_output_stream(self.key) as stream:
+            with files.open_output_stream(self.key, compression=None) as stream:
                 stream.write(data)
 
         self._ask(write)
@@ -228,7 +231,7 @@ class BucketPath:
         """The object with a local file's bytes, streamed."""
 
         def write(files: Any) -> None:
-            with file.open("rb") as source, files.open_output_stream(self.key) as stream:
+            with file.open("rb") as source, files.open_output_stream(self.key, compression=None) as stream:
                 while chunk := source.read(CHUNK):
                     stream.write(chunk)
 
@@ -461,6 +464,12 @@ def stamps(folder: Path, name: str) -> dict[str, int]:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 found[entry.name] = os.stat(f"{entry.path}/{name}").st_mtime_ns  # noqa: PTH116 - a Path each takes twice as long
     return found
+
+
+def for_arrow(where: str) -> tuple[Any, str]:
+    """(pyarrow file system, path in it) of a place; None is this machine's disk. For Ray, which brings its own way to buckets."""
+    path = place(where)
+    return (None, str(path)) if isinstance(path, Path) else (_file_system(path.scheme), path.key)
 
 
 # --- for libraries that need files -----------------------------------------------------------------------------------

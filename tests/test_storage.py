@@ -3,6 +3,7 @@
 The bucket is a real S3 server on the loopback interface (moto), spoken to over HTTP.
 """
 
+import gzip
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,15 @@ def test_what_was_written_is_read(root: Path) -> None:
         file.read_bytes()
 
 
+def test_a_compressed_file_is_stored_as_it_is(root: Path) -> None:
+    """Arrow would compress what is called .gz once more."""
+    data = gzip.compress(b"voxels")
+    write_atomically(root / "ct.nii.gz", data)
+    with (root / "streamed.nii.gz").open("wb") as stream:
+        stream.write(data)
+    assert (root / "ct.nii.gz").read_bytes() == (root / "streamed.nii.gz").read_bytes() == data
+
+
 def test_a_stream_is_read_in_pieces_and_from_anywhere(root: Path) -> None:
     file = root / "numbers.bin"
     write_atomically(file, bytes(range(256)))
@@ -92,6 +102,7 @@ def test_names_are_taken_apart_as_pathlib_does(root: Path) -> None:
     assert (file.name, file.stem, file.suffix) == ("label.nii.gz", "label.nii", ".gz")
     assert file.parent.name == "000"
     assert file.with_name("heat.nii.gz") == root / "rounds" / "000" / "heat.nii.gz"
+    assert file.with_suffix(".last.pt").name == "label.nii.last.pt"
     assert place(str(file)) == file
     assert pickle.loads(pickle.dumps(file)) == file
 

@@ -27,7 +27,7 @@ from atlas_ray.segmentation.losses import supervised_loss
 from atlas_ray.segmentation.metrics import mean_organ_dice, mean_over_organs, organ_dice
 from atlas_ray.segmentation.precision import uses_bfloat16
 from atlas_ray.segmentation.pseudo_labels import label_map
-from atlas_ray.storage import place
+from atlas_ray.storage import append_line, place
 
 MAX_REFUSED_STEPS = 20
 Weights = dict[str, Tensor]
@@ -185,10 +185,7 @@ class TrainingLoop:
         """A line of progress; only the first worker speaks."""
         if self.rank:
             return
-        path = progress_file(self.plan)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(f"{self.plan.architecture.architecture} {line}\n")
+        append_line(progress_file(self.plan), f"{self.plan.architecture.architecture} {line}")
 
     # --- validation ---
 

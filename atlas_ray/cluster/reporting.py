@@ -117,5 +117,6 @@ class FolderReporter:
 def _load(path: Path, device: "torch.device") -> State:
     import torch
 
-    state: State = torch.load(path, map_location=device, weights_only=True)
+    with path.open("rb") as file:
+        state: State = torch.load(file, map_location=device, weights_only=True)
     return state

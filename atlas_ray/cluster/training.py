@@ -20,7 +20,7 @@ from atlas_ray.segmentation.checkpoints import Provenance
 from atlas_ray.segmentation.inference import Inference
 from atlas_ray.segmentation.pseudo_labels import PseudoLabels
 from atlas_ray.segmentation.schedule import Schedule
-from atlas_ray.storage import place
+from atlas_ray.storage import for_arrow, place
 
 log = logging.getLogger(__name__)
 
@@ -107,13 +107,14 @@ def _train_here(plan: TrainingPlan, resources: Resources) -> None:
 
     device = torch.device("cuda" if resources.use_gpu else "cpu")
     with torch.random.fork_rng():  # the loop seeds the whole process
-        TrainingLoop(plan, FolderReporter(Path(plan.storage) / plan.name, device)).run()
+        TrainingLoop(plan, FolderReporter(place(plan.storage) / plan.name, device)).run()
 
 
 def _train_on_ray(plan: TrainingPlan, resources: Resources) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    file_system, folder = for_arrow(plan.storage)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"plan": plan.model_dump(mode="json"), "threads": resources.cpus_per_worker},
@@ -124,7 +125,8 @@ def _train_on_ray(plan: TrainingPlan, resources: Resources) -> None:
         ),
         run_config=ray.train.RunConfig(
             name=plan.name,
-            storage_path=plan.storage,
+            storage_path=folder,
+            storage_filesystem=file_system,
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
@@ -137,25 +139,28 @@ def _train_on_ray(plan: TrainingPlan, resources: Resources) -> None:
 
 def progress_file(plan: TrainingPlan) -> Path:
     """Where the first worker writes what it is doing, line by line; the driver reads it aloud."""
-    return Path(plan.storage) / plan.name / "progress.log"
+    return place(plan.storage) / plan.name / "progress.log"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     """Log the lines that appear in a file while the block runs. Ray's own forwarding of worker output drowns them."""
     ended = threading.Event()
-    start = path.stat().st_size if path.exists() else 0
+    told = len(_lines(path))
 
     def tell() -> None:
-        position, last_look = start, False
+        nonlocal told
+        last_look = False
         while not last_look:
             last_look = ended.wait(1.0)
-            if path.exists():
-                with path.open() as file:
-                    file.seek(position)
-                    for line in file.read().splitlines():
-                        log.info("%s", line)
-                    position = file.tell()
+            new = _lines(path)[told:]
+            for line in new:
+                log.info("%s", line)
+            told += len(new)
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
