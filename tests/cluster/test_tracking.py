@@ -144,6 +144,19 @@ def test_numbers_tags_and_files_arrive(campaign: Campaign, client: Any, tmp_path
     assert [file.path for file in client.list_artifacts(run.run_id, "lists")] == ["lists/priority.csv"]
 
 
+def test_tables_and_data_arrive_once(campaign: Campaign, client: Any, tmp_path: Path) -> None:
+    for dice in (0.5, 0.75):
+        with round_run(campaign, 30) as run:
+            run.table("per_case", ("case", "dice"), [("a", dice), ("b", None)])
+            run.dataset("small-manifest", sha256="ab" * 32, source=tmp_path / "manifest.jsonl", profile={"pool": 2})
+    found = client.get_run(run.run_id)
+    assert json.loads(found.data.tags["mlflow.loggedArtifacts"]) == [{"path": "per_case.json", "type": "table"}]
+    table = json.loads(Path(client.download_artifacts(run.run_id, "per_case.json", str(tmp_path))).read_text())
+    assert table == {"columns": ["case", "dice"], "data": [["a", 0.75], ["b", None]]}
+    (data,) = found.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest, data.dataset.profile) == ("small-manifest", "ab" * 16, '{"pool": 2}')
+
+
 def test_a_worker_logs_to_the_run_the_driver_made(campaign: Campaign, client: Any) -> None:
     with step_run(campaign, 9, "train-unet", kind="train") as run:
         Run(campaign.tracking_uri, run.run_id).metrics({"train/loss": 1.5}, step=20)
