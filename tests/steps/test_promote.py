@@ -116,3 +116,14 @@ def test_asked_again_the_gate_gives_the_same_answer_and_moves_nothing(
     before = workspace.candidate(1, "unet").stat().st_mtime_ns
     assert promote_step(campaign, 1) == gated
     assert workspace.candidate(1, "unet").stat().st_mtime_ns == before
+
+
+def test_weights_trained_anew_are_judged_anew(campaign: Campaign, gated: Promotions, in_this_process: None) -> None:
+    workspace = campaign.open_workspace()
+    workspace.checkpoint(1, "unet").unlink()
+    other = campaign.model_copy(update={"finetuning": campaign.finetuning.model_copy(update={"steps": 2, "learning_rate": 1e-6})})
+    train_step(other, 1)
+    (unet,) = promote_step(other, 1).architectures
+    assert unet.candidate != gated.architectures[0].candidate
+    assert unet.judgment.promoted
+    assert file_sha256(workspace.checkpoint(1, "unet")) == unet.champion == unet.candidate
