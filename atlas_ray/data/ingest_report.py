@@ -315,7 +315,7 @@ def case_picture(image_LPS: Array, labels_LPS: LabelMap, spacing: Sequence[float
     sx, sy, sz = spacing
     z, y = (fullest_slice(labels_LPS, axis) for axis in (2, 1))
     width, depth, height = (n * s for n, s in zip(image_LPS.shape, spacing, strict=True))
-    panel_in = 4.1  # beside the legend
+    panel_in = 4.1 if labels_LPS.any() else 4.9  # beside a legend, or alone
     with figure(10, min(8, panel_in * max(depth, height) / width), ncols=2) as (made, axes):
         # Rows of an image run down: toward the back, and toward the feet.
         _show(axes[0], image_LPS[:, :, z].T, labels_LPS[:, :, z].T, (sx, sy), organs)
