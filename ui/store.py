@@ -153,9 +153,10 @@ class Store:
 
     def items(self) -> list[Record]:
         """The round's queue in rank order, each item with its attention size and what its reviewer said."""
-        return [self._with_attention(item) for item in self.queue.items(self.round)]
+        return [self.with_attention(item) for item in self.queue.items(self.round)]
 
-    def _with_attention(self, item: WorkItem) -> Record:
+    def with_attention(self, item: WorkItem) -> Record:
+        """The item with its case's attention size and what its reviewer said."""
         path = self.workspace.scores(self.round, item.case_id)
         size = self.workspace.case_scores(self.round, item.case_id).attention_mm3 if path.exists() else None
         return item.model_dump() | {"attention_mm3": size, "review_note": self._review_note(item)}
@@ -409,7 +410,7 @@ class Store:
 
     def awaiting(self) -> list[Record]:
         items = awaiting(self.queue.items(self.round), second_reader_share=self.second_reader_share)
-        return [self._with_attention(item) | {"reason": reason} for item, reason in items]
+        return [self.with_attention(item) | {"reason": reason} for item, reason in items]
 
     def accept(self, item: WorkItem, user: str, role: Role, *, note: str) -> WorkItem:
         return accept(self.queue, item.item_id, user, role=role, note=note)

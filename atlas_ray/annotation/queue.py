@@ -206,9 +206,9 @@ class Queue:
         connection.execute(update(work_items).where(untouched).values(**values))
 
     # --- looking ---
-    def items(self, round_index: int, *, state: State | None = None) -> list[WorkItem]:
-        """The round's items in rank order, all or those in one state."""
-        query = select(work_items).where(work_items.c.round == round_index)
+    def items(self, round_index: int, *, state: State | None = None, limit: int | None = None) -> list[WorkItem]:
+        """The round's items in rank order, all or those in one state, at most `limit`."""
+        query = select(work_items).where(work_items.c.round == round_index).limit(limit)
         if state is not None:
             query = query.where(work_items.c.state == state)
         with self.database.read() as connection:

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 
 from atlas_ray.annotation.database import open_database
-from atlas_ray.annotation.drafts import latest_annotation, read_provenance
+from atlas_ray.annotation.drafts import read_provenance
 from atlas_ray.annotation.queue import Queue, QueueEntry
 from atlas_ray.annotation.review import with_second_readings
 from atlas_ray.annotation.revisions import Revisions
@@ -77,10 +77,10 @@ def round_scores(campaign: Campaign, round_index: int) -> Scores:
 def open_questions(workspace: Workspace, scores: Scores) -> Scores:
     """The scores without the attention of organs that a person has revised or confirmed: nobody is asked twice."""
     settled_NK = np.zeros(scores.has_NK.shape, np.bool_)
+    latest = {case_id: r for r in range(scores.of_round()) for case_id in workspace.merged(r)}
     for n, case_id in enumerate(scores.case_id_N.tolist()):
-        latest = latest_annotation(workspace, case_id, before=scores.of_round())
-        if latest is not None:
-            settled_NK[n] = np.isin(scores.organs, read_provenance(workspace, latest, case_id).human_organs)
+        if case_id in latest:
+            settled_NK[n] = np.isin(scores.organs, read_provenance(workspace, latest[case_id], case_id).human_organs)
     if not settled_NK.any():
         return scores
     left = {f.name: getattr(scores, f.name).copy() for f in fields(scores) if f.name.endswith("_NK")}
