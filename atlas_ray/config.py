@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from atlas_ray.annotation.database import sqlite_url
+from atlas_ray.annotation.oracle import OracleAnnotator
 from atlas_ray.annotation.queue import Annotation
 from atlas_ray.attention.criteria import Attention, PhysicalAttention
 from atlas_ray.data.ingest import IngestChecks
@@ -86,6 +87,33 @@ class Tracking(Schema):
     experiment: str | None = None
 
 
+class Simulation(Schema):
+    """A study of query strategies: the campaign is played once per strategy, annotator and seed (`jobs.simulate`).
+
+    All of them share round 0's cases, networks and predictions, and get the same minutes.
+
+    Args:
+        rounds: of annotation; each is followed by fine-tuning.
+        minutes: of each round, as the oracle counts them; what one round oversteps the next one has less.
+        strategies: name -> strategy; the first is compared with each of the others.
+        annotators: name -> oracle.
+        seeds: of fine-tuning, of the strategy and of the annotator's hand.
+        at_once: arms that are played side by side, each on its share of the CPUs.
+        margin: how far below the Dice of the fully labeled reference counts as reached.
+        wrong_below: a variant counts as got wrong when an organ's Dice lies this far below its median over ordinary cases.
+    """
+
+    rounds: PositiveInt = 3
+    minutes: PositiveFloat = 60.0
+    strategies: dict[str, Strategy] = Field(min_length=2)
+    annotators: dict[str, OracleAnnotator] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    at_once: PositiveInt = 2
+    margin: Fraction = 0.01
+    wrong_below: Fraction = 0.1
+    rules: Rules = Rules()
+
+
 class Campaign(Schema):
     """One campaign from first ingest to last round. Defaults are the paper's wherever the paper states one."""
 
@@ -112,6 +140,7 @@ class Campaign(Schema):
     evaluation: Rules = Rules()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
+    simulation: Simulation | None = None
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Campaign":

@@ -211,6 +211,18 @@ class Workspace:
         """Fine-tuned weights that the gate refused; the checkpoint is then the champion's."""
         return self.checkpoint(round_index, architecture).with_suffix(".candidate.pt")
 
+    def arm(self, name: str) -> Path:
+        """The workspace of one arm of a simulation."""
+        return self.root / "arms" / name
+
+    @property
+    def simulation_report(self) -> Path:
+        return self.root / "simulation.html"
+
+    @property
+    def simulation_results(self) -> Path:
+        return self.root / "simulation.json"
+
     # --- one round ---
     def round(self, round_index: int) -> Path:
         return self.root / "rounds" / f"{round_index:03d}"
@@ -258,6 +270,10 @@ class Workspace:
     def promotions(self, round_index: int) -> Path:
         """What the gate said of the networks fine-tuned for this round."""
         return self.round(round_index) / "promotions.json"
+
+    def point(self, round_index: int) -> Path:
+        """What a simulated arm has reached before this round's annotation."""
+        return self.round(round_index) / "point.json"
 
     def record(self, round_index: int) -> Path:
         return self.round(round_index) / "record.json"

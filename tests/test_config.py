@@ -116,7 +116,7 @@ def test_an_inference_by_an_architecture_the_campaign_lacks_is_refused(tmp_path:
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     message = refusal(tmp_path / "absent.yaml")
     assert "absent.yaml" in message
-    assert "abdomen8.yaml, demo.yaml" in message
+    assert "abdomen8.yaml, campaign.yaml" in message
 
 
 @pytest.mark.parametrize(

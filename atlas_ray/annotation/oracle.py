@@ -37,8 +37,8 @@ class OracleAnnotator(Schema):
             organ there is truth for.
         dilation_mm: how far beyond the attention's edge it sees and draws, since attention marks the doubtful voxels and
             an error's clear core may lie just beside them; only for scope "component".
-        tolerance_mm: what it does not bother to draw: an error counts from where a ball of this radius fits into it. People do not
-            trace every border anew; 0 draws every voxel.
+        tolerance_mm: what it does not bother to draw: an error counts where a box fits into it that is thicker than this along
+            every axis. People do not trace every border anew; 0 draws every voxel.
         noise_mm: sd of the error of its borders: a smooth random field with lengths of about `grain_mm` moves the border of
             what it draws, drawn anew for every case and organ. Voxels that it leaves alone stay exact.
         bias_mm: how far outside the true border it draws, negative inside: what makes two annotators differ alike everywhere.
@@ -142,9 +142,9 @@ class OracleAnnotator(Schema):
         changed = revised != draft
         if self.tolerance_mm == 0 or not changed.any():
             return
-        padded = np.pad(changed, 1)  # the edge of the volume is an edge of the error
-        core = (ndimage.distance_transform_edt(padded, sampling=spacing) > self.tolerance_mm)[1:-1, 1:-1, 1:-1]
-        np.copyto(revised, draft, where=changed & ~dilate(core, 2 * self.tolerance_mm, spacing))
+        smallest = np.ones([int(self.tolerance_mm / mm) + 1 for mm in spacing], bool)
+        seen = ndimage.binary_opening(changed, smallest)
+        np.copyto(revised, draft, where=changed & ~dilate(seen, self.tolerance_mm, spacing))
 
     def _wobble(self, shape: tuple[int, ...], spacing: Triple, what: str) -> npt.NDArray[np.float32]:
         """A smooth random field [X, Y, Z] of sd `noise_mm`, in mm."""

@@ -30,6 +30,15 @@ def runs_in_process() -> bool:
     return _without_ray.get()
 
 
+def ray_cpus() -> float:
+    """CPUs of the cluster in use; one where there is none."""
+    if runs_in_process():
+        return 1.0
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 1.0))
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one on this machine and stop it afterwards."""

@@ -13,6 +13,7 @@ How a dataset is described stands in `datasets`, its patterns in `patterns`, wha
 
 import hashlib
 import json
+import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +28,7 @@ from atlas_ray.data.phantom import Patient, Phantom, Texture, procedural_patient
 from atlas_ray.exceptions import ConfigError, DatasetError
 from atlas_ray.organs import Organs, load_organs
 from atlas_ray.records import Split
-from atlas_ray.schema import Millimeters, Schema
+from atlas_ray.schema import Fraction, Millimeters, Schema
 from atlas_ray.storage import is_url, is_whole, new_folder, place, write_atomically
 from atlas_ray.volume import Volume, nifti_bytes
 from atlas_ray.workspace import Workspace
@@ -121,6 +122,15 @@ def prepare(candidate: Candidate, organs: Organs) -> None:
         write_atomically(partial / SYNTHETIC_IMAGE, nifti_bytes(_without_header(patient.image)))
         write_atomically(partial / SYNTHETIC_LABEL, nifti_bytes(_without_header(patient.label)))
         write_atomically(partial / RECIPE, recipe)
+
+
+def certain_variants(image: str) -> tuple[str, ...]:
+    """The variants that a synthetic CT was made to have for certain; () for any other image. Not those drawn by chance."""
+    made_by = place(image).parent / RECIPE
+    if not made_by.is_file():
+        return ()
+    recipe = json.loads(made_by.read_text())["recipe"]
+    return tuple(recipe["phantom"]["variants"] if recipe["recipe"] == "phantom" else recipe["variants"])
 
 
 def _without_header(volume: Volume) -> Volume:
@@ -274,6 +284,7 @@ class PhantomSource(Schema):
         count: how many patients.
         labeled_organs: what training may see; "all" or some; None: all, but nothing in the pool.
         phantom: the scan.
+        rare, rare_share: so many of the patients have one of these variants each, in turn; who they are follows from the seed.
     """
 
     source: Literal["phantom"] = "phantom"
@@ -283,6 +294,8 @@ class PhantomSource(Schema):
     split: Split
     labeled_organs: Literal["all"] | tuple[str, ...] | None = None
     phantom: Phantom = Phantom()
+    rare: tuple[str, ...] = ()
+    rare_share: Fraction = 0.0
     license: str = "CC0-1.0"
 
     @model_validator(mode="after")
@@ -296,12 +309,22 @@ class PhantomSource(Schema):
             _synthetic(
                 self,
                 f"{self.name}_{number:04d}",
-                PhantomRecipe(phantom=self.phantom, seed=_patient_seed(self.name, self.seed, f"{number}")),
+                PhantomRecipe(phantom=self._scan(number), seed=_patient_seed(self.name, self.seed, f"{number}")),
                 workspace,
                 organs,
             )
             for number in range(self.count)
         ]
+
+    def _scan(self, number: int) -> Phantom:
+        if not self.rare:
+            return self.phantom
+        count = round(self.rare_share * self.count)
+        chosen = random.Random(f"rare/{self.name}/{self.seed}").sample(range(self.count), count)
+        if number not in chosen:
+            return self.phantom
+        variant = self.rare[chosen.index(number) % len(self.rare)]
+        return self.phantom.model_copy(update={"variants": (*self.phantom.variants, variant)})
 
 
 class TexturedSource(Schema):
