@@ -1,4 +1,7 @@
 VENV ?= .venv
+# a busy index is asked again
+export PIP_RETRIES ?= 10
+export PIP_DEFAULT_TIMEOUT ?= 60
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
