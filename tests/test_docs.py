@@ -109,6 +109,12 @@ def test_no_code_spells_an_organ(suffix: str) -> None:
     assert not found, "organs are named in configs/organs/ only: " + "; ".join(found)
 
 
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """pytest imports them by it: of two with one name the second is an error for all."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 # --- the jobs --------------------------------------------------------------------------------------------------------
 
 
