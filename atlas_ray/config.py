@@ -34,6 +34,7 @@ from atlas_ray.segmentation.anatomy import require_organs
 from atlas_ray.segmentation.architectures import Architecture, NNUNet, SwinUNETR, UNet, valid_patch
 from atlas_ray.segmentation.gate import Gate
 from atlas_ray.segmentation.inference import Inference
+from atlas_ray.segmentation.members.kinds import Member
 from atlas_ray.segmentation.pseudo_labels import PseudoLabels
 from atlas_ray.segmentation.schedule import Schedule
 from atlas_ray.storage import absolute, is_url
@@ -124,7 +125,8 @@ class Campaign(Schema):
     datasets: tuple[Source, ...] = Field(min_length=1)
     checks: IngestChecks = IngestChecks()
     preprocessing: Preprocessing = Preprocessing()
-    architectures: tuple[Architecture, ...] = Field(default=(SwinUNETR(), NNUNet(), UNet()), min_length=1)
+    architectures: tuple[Architecture, ...] = (SwinUNETR(), NNUNet(), UNet())
+    members: tuple[Member, ...] = ()
     patches: PatchSampling = PatchSampling()
     training: Schedule = Schedule()
     finetuning: Schedule = Schedule(steps=10_000)
@@ -145,8 +147,10 @@ class Campaign(Schema):
     @model_validator(mode="after")
     def _fit_together(self) -> "Campaign":
         names = [a.architecture for a in self.architectures]
-        if len(set(names)) < len(names):
-            raise ValueError(f"architectures {names}: each may be listed once")
+        if len(set(self.ensemble_names)) < len(self.ensemble_names):
+            raise ValueError(f"architectures and members {list(self.ensemble_names)}: each may be listed once")
+        if not self.ensemble_names:
+            raise ValueError("neither architectures nor members: an ensemble needs one network at least")
         for architecture in self.architectures:
             for what, edges in (("patches.patch", self.patches.patch), ("inference.window", self.inference.window)):
                 if not valid_patch(architecture, edges):
@@ -173,6 +177,11 @@ class Campaign(Schema):
     def registered_model(self, architecture: str) -> str:
         """Name of an architecture's networks in MLflow's registry."""
         return f"{self.name}-{architecture}"
+
+    @property
+    def ensemble_names(self) -> tuple[str, ...]:
+        """Whose probabilities make a pseudo-label: the architectures, trained here, then the members, trained by others."""
+        return (*self.architecture_names, *(member.name for member in self.members))
 
     def open_workspace(self) -> Workspace:
         return Workspace(self.workspace)

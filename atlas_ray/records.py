@@ -141,7 +141,8 @@ class CaseScores(Schema):
     """What prediction says of one case; written last, so its presence means the case is predicted.
 
     Args:
-        checkpoints: architecture -> sha256 of the weights that made it.
+        checkpoints: architecture or member -> sha256 of the weights that made it.
+        absent: member -> organs that it does not know; their label is the others' alone.
         attention_voxels: voxels with attention, counted once per organ (the paper's attention size).
         attention_mm3: the same in mm3.
         criteria: the attention's criteria in bit order; none where a version before them wrote it.
@@ -156,6 +157,7 @@ class CaseScores(Schema):
     attention_voxels: int
     attention_mm3: float
     criteria: tuple[str, ...] = ()
+    absent: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     organs: tuple[OrganScores, ...]
     seconds: float
     peak_memory_mb: float = 0.0

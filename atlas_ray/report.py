@@ -19,7 +19,7 @@ def plan_rows(campaign: Campaign, round_index: int) -> list[tuple[str, str]]:
     done = workspace.finished_steps(round_index)
     return [
         ("cases", ", ".join(f"{count} {split}" for split, count in splits.items())),
-        ("networks", ", ".join(campaign.architecture_names)),
+        ("networks", ", ".join(campaign.ensemble_names)),
         ("training", f"{where.train_workers} {device} worker(s) of {where.cpus_per_worker} CPUs"),
         ("prediction", f"up to {where.actors} {device} actor(s)"),
         ("annotator", campaign.annotation.annotator.annotator),

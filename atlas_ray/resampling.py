@@ -12,20 +12,31 @@ from atlas_ray.volume import Affine, Array, Volume
 Taps = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]  # first input voxel [n_out], weights from there on [n_out, T]
 
 
-def linear_weights(n_in: int, n_out: int) -> npt.NDArray[np.float32]:
+def linear_weights(n_in: int, n_out: int, extent: tuple[float, float] | None = None) -> npt.NDArray[np.float32]:
     """Matrix [n_out, n_in] that resamples one axis over the same extent: half-voxel-centered linear interpolation,
-    with the triangle widened to the output's voxel when downsampling (antialiasing); borders repeat."""
-    scale = n_in / n_out
-    centers = (np.arange(n_out) + 0.5) * scale - 0.5
+    with the triangle widened to the output's voxel when downsampling (antialiasing); borders repeat.
+
+    Args:
+        extent: where the input starts and ends, in voxels of the output; None for the whole of it. An output voxel whose center
+            lies outside gets zeros.
+    """
+    start, stop = extent or (0, n_out)
+    scale = n_in / (stop - start)
+    centers = (np.arange(n_out) + 0.5 - start) * scale - 0.5
     width = max(1.0, scale)
     weights: Array = np.maximum(0, 1 - np.abs(np.arange(n_in)[None, :] - centers[:, None]) / width)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+    weights[(centers < -0.5) | (centers > n_in - 0.5)] = 0
+    return np.asarray(weights / np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny), np.float32)
 
 
-def linear_taps(n_in: int, n_out: int) -> Taps:
+def linear_taps(n_in: int, n_out: int, extent: tuple[float, float] | None = None) -> Taps:
     """The rows of `linear_weights` without their zeros, all of the same length."""
-    weights = linear_weights(n_in, n_out)
+    weights = linear_weights(n_in, n_out, extent)
     used = weights > 0
+    if extent is not None:  # rows without weights point at the nearest end, so that the first voxels never fall
+        inside = np.flatnonzero(used.any(axis=1))
+        used[: inside[0] if len(inside) else n_out, 0] = True
+        used[inside[-1] + 1 if len(inside) else n_out :, -1] = True
     first = used.argmax(axis=1)
     count = int((n_in - used[:, ::-1].argmax(axis=1) - first).max())
     first = np.minimum(first, n_in - count)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from atlas_ray.attention.absent import Known, known_by, look_among, voices
 from atlas_ray.attention.rules import mean_entropies
 from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, rank_components, strongest_heat
 from atlas_ray.attention.sparse import GridAttention, OrganAttention, joined
@@ -41,6 +42,7 @@ from atlas_ray.workspace import (
     seal,
 )
 
+SLAB_MB = 300.0  # of probabilities on the image's grid at a time
 POSSIBLE = 0.05  # mean probability above which an organ counts as possible in a voxel
 
 
@@ -128,6 +130,7 @@ def finish(
     round_index: int,
     checkpoints: dict[str, str],
     key: str,
+    absent: dict[str, tuple[str, ...]] | None = None,
     watch: Stopwatch,
 ) -> None:
     """Write every file of one prediction into an empty folder, checksums before scores.json, which is last.
@@ -135,12 +138,14 @@ def finish(
     Args:
         grid: the image's own, without voxels.
         probabilities: at the networks' spacing, one architecture after the other as `checkpoints` names them.
-        checkpoints: architecture -> sha256 of its weights.
+        checkpoints: architecture or member -> sha256 of its weights.
+        absent: member -> organs that it does not know.
         key: of the result (identity.py).
         watch: of the case; gets a lap per stage.
     """
     organs = campaign.load_organs()
-    found = look(campaign, case, grid, probabilities, organs, tuple(checkpoints), watch)
+    known_MK = known_by(tuple(checkpoints), absent or {}, organs)
+    found = look(campaign, case, grid, probabilities, organs, tuple(checkpoints), watch, known_MK=known_MK)
     with watch("clean"):
         if campaign.pseudo_labels.largest_component:
             found.label.voxels = clean_label_map(found.label.voxels, organs)
@@ -165,7 +170,7 @@ def finish(
             listed = with_errors(listed, found.label.volume(), organs)
             components += listed
             np.maximum(strongest, strongest_heat([attention]), out=strongest)
-            entropy, mutual_information = doubts(probabilities, channel)
+            entropy, mutual_information = doubts(probabilities, channel, np.flatnonzero(known_MK[:, channel]).tolist())
             scores.append(
                 organ_scores(
                     attention,
@@ -192,6 +197,7 @@ def finish(
         scores,
         round_index=round_index,
         checkpoints=checkpoints,
+        absent=absent,
         attention_mode=mode.mode,
         criteria=mode.criterion_names,
         seconds=watch.seconds,
@@ -210,14 +216,24 @@ def look(
     organs: Organs,
     architectures: tuple[str, ...],
     watch: Stopwatch,
+    *,
+    known_MK: Known | None = None,
 ) -> Findings:
-    """Labels and attention on the image's own grid."""
-    ras = reorient(grid)
+    """Labels and attention on the image's own grid.
+
+    Args:
+        known_MK: which member knows which organ; None where all know all.
+    """
+    ras, memory_mb = reorient(grid), SLAB_MB
+    attend = _attention(campaign)
+    if known_MK is not None and not known_MK.all():
+        attend = partial(look_among, attend, known_MK)
+        memory_mb *= len(known_MK) / len(voices(known_MK))
     with watch("support"):
         counted = support(probabilities, campaign.pseudo_labels)
-    slabs = native_slabs(probabilities, counted, ras.shape, halo=campaign.attention.halo(ras.spacing)[2])
+    halo = campaign.attention.halo(ras.spacing)[2]
+    slabs = native_slabs(probabilities, counted, ras.shape, halo=halo, memory_mb=memory_mb)
     found = Findings(Canvas(grid), {name: Canvas(grid) for name in architectures}, tuple(AttentionParts() for _ in organs))
-    attend = _attention(campaign)
     # A training case needs no attention where it is labeled; a holdout is watched whole.
     skip = frozenset(case.labeled_organs) if case.split == "train" else frozenset()
     while True:
@@ -249,12 +265,17 @@ def _attention(campaign: Campaign) -> Callable[..., GridAttention]:
     return partial(packed.look, campaign.attention, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
-def doubts(probabilities: PackedProbabilities, channel: int) -> tuple[float, float]:
+def doubts(probabilities: PackedProbabilities, channel: int, members: Sequence[int]) -> tuple[float, float]:
     """Two means over the voxels at the networks' spacing where the organ is at least possible (mean p > 0.05), in nats: the binary
     entropy of the mean probability, and the mutual information of prediction and architecture, which is that entropy minus the mean
-    of each architecture's own (BALD). 0 and 0 where the organ is nowhere."""
-    M = probabilities.shape[0]
-    bytes_MZYX = [probabilities[m, channel].T for m in range(M)]  # in the order of memory
+    of each architecture's own (BALD). 0 and 0 where the organ is nowhere.
+
+    Args:
+        members: which know the organ.
+    """
+    if not (M := len(members)):
+        return 0.0, 0.0
+    bytes_MZYX = [probabilities[m, channel].T for m in members]  # in the order of memory
     sums_ZYX = np.zeros(probabilities.grid[::-1], np.uint16)
     for one_ZYX in bytes_MZYX:
         sums_ZYX += one_ZYX

@@ -24,6 +24,7 @@ COMPUTING = (
     "organs.py",
     "data/preprocess.py",
     "segmentation/*.py",
+    "segmentation/members/*.py",
     "attention/*.py",
     "cluster/finishing.py",
 )

@@ -9,11 +9,13 @@ Keys of a row, in the order they appear (one row, one case, one block):
     case_id       str
     case          str       the Case as JSON
     image         int16     [X, Y, Z] CT at the networks' spacing, RAS; None in an error row
+    original      int16     the same at its own spacing; only where a member has a grid of its own
     shape, affine, header   the image's own grid (tuple, float64 [4, 4], NIfTI header bytes or b"")
     error         str       "" or why the case was set aside
     stages        str       laps so far, as JSON (timing.Stopwatch)
-    checkpoints   str       architecture -> sha256 of its weights, as JSON
-    packed_NAME   bytes     probabilities of one architecture (segmentation.packed); None in an error row
+    checkpoints   str       architecture or member -> sha256 of its weights, as JSON
+    absent        str       member -> organs that it does not know, as JSON
+    packed_NAME   bytes     probabilities of one of them (segmentation.packed); None in an error row
     actor_peak_mb, finish_peak_mb   float   peak resident memory of the process that did it
 
 A bad case becomes an error row; it never ends the stream. A case that kills its process is started `max_attempts` times and then
@@ -42,14 +44,16 @@ from atlas_ray.exceptions import AtlasError, CaseError
 from atlas_ray.lock import check_lock
 from atlas_ray.progress import Advance, not_shown
 from atlas_ray.records import Case, Quarantined
+from atlas_ray.schema import IntTriple
 from atlas_ray.segmentation.checkpoints import load_network
 from atlas_ray.segmentation.inference import predict_ensemble
+from atlas_ray.segmentation.members.loaded import LoadedMember
 from atlas_ray.segmentation.memory import give_back
 from atlas_ray.segmentation.packed import PackedProbabilities, pack
 from atlas_ray.segmentation.rungs import Rung, Rungs
 from atlas_ray.storage import new_folder, remove
 from atlas_ray.tables import SCHEMAS, add_to_tables, result_keys, save_table
-from atlas_ray.volume import Volume, header_bytes, header_from_bytes, read_volume
+from atlas_ray.volume import Volume, header_bytes, header_from_bytes, read_volume, reorient
 from atlas_ray.workspace import file_sha256
 
 log = logging.getLogger(__name__)
@@ -86,6 +90,7 @@ def predict_cases(
         progress: told of every case that leaves the stream, and of those done before.
 
     Raises:
+        CheckpointError: the files of a member are missing, or not the ones that were asked for.
         AtlasError: more than `max_failed_fraction` of the cases failed; the others are finished all the same.
     """
     workspace = campaign.open_workspace()
@@ -143,7 +148,12 @@ class Predictions:
 
 
 def plan_predictions(campaign: Campaign, round_index: int, cases: Sequence[Case]) -> Predictions:
-    """Hold the results that are there against what is wanted. Raises AtlasError for a missing checkpoint."""
+    """Hold the results that are there against what is wanted.
+
+    Raises:
+        AtlasError: a missing checkpoint.
+        CheckpointError: the files of a member are missing, or not the ones that were asked for.
+    """
     workspace = campaign.open_workspace()
     identity = Identity.of(campaign, checkpoint_shas(campaign, round_index))
     keys = result_keys(workspace, round_index)
@@ -175,9 +185,15 @@ def retry_failed(campaign: Campaign, round_index: int) -> int:
 
 
 def checkpoint_shas(campaign: Campaign, round_index: int) -> dict[str, str]:
-    """Whose weights predict in a round: member of the ensemble -> sha256. Raises AtlasError where one is missing."""
+    """Whose weights predict in a round: architecture or member -> sha256.
+
+    Raises:
+        AtlasError: a checkpoint is missing.
+        CheckpointError: the files of a member are missing, or not the ones that were asked for.
+    """
     workspace = campaign.open_workspace()
-    return {name: _sha256(workspace.checkpoint(round_index, name), round_index) for name in campaign.architecture_names}
+    trained = {name: _sha256(workspace.checkpoint(round_index, name), round_index) for name in campaign.architecture_names}
+    return trained | {member.name: member.identity(campaign.data_root) for member in campaign.members}
 
 
 def _sha256(path: Path, round_index: int) -> str:
@@ -248,6 +264,8 @@ def read_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     campaign = Campaign.model_validate_json(campaign_json)
     case = Case.model_validate_json(row["case"])
     empty: Row = {"image": None, "shape": None, "affine": None, "header": b"", "error": "", "stages": "[]"}
+    if has_originals := _has_originals(campaign):
+        empty["original"] = None
     watch = Stopwatch()
     step = f"read-{round_index:03d}"
     if refusal := _claim(campaign, step, case.case_id):
@@ -263,15 +281,29 @@ def read_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
         return {**row, **empty, "error": str(error)}
     finally:
         _release(campaign, step, case.case_id)
+    originals = {"original": _as_int16(reorient(image).voxels)} if has_originals else {}
     return {
         **row,
         **empty,
+        **originals,
         "image": network.voxels,
         "shape": np.array(image.shape),
         "affine": image.affine,
         "header": header_bytes(image),
         "stages": watch.record(),
     }
+
+
+def _has_originals(campaign: Campaign) -> bool:
+    return any(member.needs_original(campaign.preprocessing.spacing) for member in campaign.members)
+
+
+def _as_int16(voxels: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
+    """HU as they are stored, or rounded. C order, so that the row carries them without another copy."""
+    if voxels.dtype != np.int16:
+        ends = np.iinfo(np.int16)
+        voxels = np.clip(np.rint(voxels), ends.min, ends.max).astype(np.int16)
+    return np.ascontiguousarray(voxels)
 
 
 def _claim(campaign: Campaign, step: str, case_id: str) -> str:
@@ -305,7 +337,7 @@ def forget_attempts(campaign: Campaign, round_index: int, case_id: str) -> None:
 
 
 class Ensemble:
-    """Actor: holds every architecture's network and turns one CT into probabilities, and does nothing else."""
+    """Actor: holds every network, trained here or by others, and turns one CT into probabilities, and does nothing else."""
 
     def __init__(self, campaign_json: str, round_index: int) -> None:
         import torch
@@ -324,12 +356,23 @@ class Ensemble:
             prepare = self.campaign.inference.prepare
             self.members[name] = prepare(network.eval(), device=self.device, cache_dir=workspace.compiled)
             self.checkpoints[name] = sha256
+        spacing, root = self.campaign.preprocessing.spacing, self.campaign.data_root
+        self.others: list[tuple[LoadedMember, Rungs, bool]] = []  # the last: whether it wants the CT at its own spacing
+        self.absent: dict[str, tuple[str, ...]] = {}
+        for given in self.campaign.members:
+            member = given.load(organs, data_root=root, device=self.device, precision=self.campaign.inference.precision)
+            rungs = Rungs(member.sliding.batch, has_device=self.device.type != "cpu")
+            self.others.append((member, rungs, given.needs_original(spacing)))
+            self.checkpoints[given.name] = given.identity(root)
+            if unknown := tuple(name for name, some in zip(organs.names, member.outputs_K, strict=True) if not some):
+                self.absent[given.name] = unknown
 
     def __call__(self, row: Row) -> Row:
-        """Predict one row; its image is dropped, its packed probabilities are added."""
-        image = row.pop("image")
-        packed = {_packed_key(name): None for name in self.members}
-        result = {**row, "checkpoints": json.dumps(self.checkpoints), **packed, "actor_peak_mb": 0.0}
+        """Predict one row; its images are dropped, its packed probabilities are added."""
+        image, original = row.pop("image"), row.pop("original", None)
+        packed = {_packed_key(name): None for name in self.checkpoints}
+        known = {"checkpoints": json.dumps(self.checkpoints), "absent": json.dumps(self.absent)}
+        result = {**row, **known, **packed, "actor_peak_mb": 0.0}
         if row["error"]:
             return result
         step = f"predict-{self.round:03d}"
@@ -337,10 +380,20 @@ class Ensemble:
             return {**result, "error": refusal}
         watch = Stopwatch(row["stages"])
         try:
-            with watch("networks"):
-                bytes_MKXYZ = self.rungs.climb_down(image.size, partial(self.predict, np.asarray(image)), clean_up=give_back)
-            with watch("pack"):
-                result |= {_packed_key(name): pack(one) for name, one in zip(self.members, bytes_MKXYZ, strict=True)}
+            if self.members:
+                with watch("networks"):
+                    bytes_MKXYZ = self.rungs.climb_down(image.size, partial(self.predict, np.asarray(image)), clean_up=give_back)
+                with watch("pack"):
+                    result |= {_packed_key(name): pack(one) for name, one in zip(self.members, bytes_MKXYZ, strict=True)}
+                del bytes_MKXYZ
+            for member, rungs, wants_original in self.others:
+                seen = np.asarray(original if wants_original else image)
+                predict = partial(self.predict_member, member, seen, self._ras_grid(row), np.asarray(image).shape)
+                with watch("networks"):
+                    bytes_KXYZ = rungs.climb_down(seen.size, predict, clean_up=give_back)
+                with watch("pack"):
+                    result[_packed_key(member.name)] = pack(bytes_KXYZ)
+                del bytes_KXYZ
         except MemoryError as error:
             result["error"] = str(error)
         _release(self.campaign, step, row["case_id"])
@@ -359,6 +412,27 @@ class Ensemble:
             device=self.device,
         ).bytes_MKXYZ
 
+    def predict_member(
+        self, member: LoadedMember, image_XYZ: npt.NDArray[np.int16], ras: Volume, shape: IntTriple, rung: Rung
+    ) -> npt.NDArray[np.uint8]:
+        """bytes_KXYZ of one member at the networks' spacing.
+
+        Args:
+            image_XYZ: the CT in RAS on any grid over the extent of `ras`.
+            shape: at the networks' spacing.
+        """
+        edges = [n * edge / own for n, edge, own in zip(ras.shape, ras.spacing, image_XYZ.shape, strict=True)]
+        image = Volume(image_XYZ, np.diag([*edges, 1.0]))
+        memory_gb = self.campaign.inference.memory_gb
+        return member.at_most(rung.batch).predict(
+            image, shape, device=self.device, memory_gb=memory_gb, sums_on="cpu" if rung.sums_on_cpu else None
+        )
+
+    @staticmethod
+    def _ras_grid(row: Row) -> Volume:
+        """The image's own grid, turned to RAS, without voxels."""
+        return reorient(Volume(_no_voxels(row["shape"]), np.array(row["affine"])))
+
 
 def _packed_key(architecture: str) -> str:
     """One column each: Arrow holds at most 2 GiB of bytes in a column of a block."""
@@ -369,7 +443,8 @@ def packed_probabilities(row: Row) -> tuple[tuple[str, ...], PackedProbabilities
     """Take the probabilities out of a row: names of the members, what they say, and the organs each knows nothing of."""
     names = tuple(json.loads(row["checkpoints"]))
     packed = [row.pop(_packed_key(name)) for name in names]
-    return names, PackedProbabilities([] if row["error"] else packed), {}
+    absent = {member: tuple(organs) for member, organs in json.loads(row["absent"]).items()}
+    return names, PackedProbabilities([] if row["error"] else packed), absent
 
 
 # --- finish ---------------------------------------------------------------------------------------------------------
@@ -379,7 +454,7 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     """Make labels, attention and scores of the probabilities, and put them in their place, whole."""
     campaign = Campaign.model_validate_json(campaign_json)
     checkpoints = json.loads(row["checkpoints"])
-    packed = [row.pop(_packed_key(name)) for name in checkpoints]
+    _, probabilities, absent = packed_probabilities(row)
     case_id, watch = row["case_id"], Stopwatch(row["stages"])
     result = {key: row[key] for key in ("case_id", "error", "actor_peak_mb")} | {"finish_peak_mb": 0.0}
     if row["error"]:
@@ -394,9 +469,10 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
             campaign,
             case,
             grid,
-            PackedProbabilities(packed),
+            probabilities,
             round_index=round_index,
             checkpoints=checkpoints,
+            absent=absent,
             key=Identity.of(campaign, checkpoints).key(case),
             watch=watch,
         )

@@ -170,25 +170,31 @@ def _predict(
 
     x, y, z = region.box
     image = image_XYZ[region.box]
-    result: _Bytes | None = None
+    result: ByteStore | None = None
     for m, (name, forward) in enumerate(members.items()):
         windows = Windows.over(image.shape, settings.window, settings.overlap_of(name))
         prepare = partial(normalize, window_hu=window_hu)
         sums = slide(forward, image, windows, prepare=prepare, batch=settings.batch, device=device, sums_on=sums_on)
         for slices, logits_KXYZ in sums:
             if result is None:
-                result = _Bytes((len(members), len(logits_KXYZ), *image_XYZ.shape), settings.memory_gb, scratch_dir)
+                result = ByteStore((len(members), len(logits_KXYZ), *image_XYZ.shape), settings.memory_gb, scratch_dir)
             done = slice(z.start + slices.start, z.start + slices.stop)
             made = logits_KXYZ.sigmoid_().mul_(255).add_(0.5).to(torch.uint8)  # truncates: rounds
-            torch.from_numpy(result.array_MKXYZ[m, :, x, y, done]).copy_(made)
+            torch.from_numpy(result.array[m, :, x, y, done]).copy_(made)
             result.release()
         give_back()  # or every member's feature maps would stay, gigabytes together
     assert result is not None  # there is always a member
-    return result.array_MKXYZ
+    return result.array
 
 
-class _Bytes:
-    """Zeros [M, K, X, Y, Z] with Z slowest, in memory or in a nameless file mapped into it."""
+class ByteStore:
+    """Zeros of any shape that ends with X, Y, Z, of these Z slowest, in memory or in a nameless file mapped into it.
+
+    Args:
+        shape: such as [M, K, X, Y, Z].
+        memory_gb: what is larger gets a file.
+        scratch_dir: where that lies; None is the system's temporary folder.
+    """
 
     def __init__(self, shape: tuple[int, ...], memory_gb: float, scratch_dir: Path | None) -> None:
         *channels, nx, ny, nz = shape
@@ -201,7 +207,7 @@ class _Bytes:
                 file.truncate(size)
                 self._pages = mmap.mmap(file.fileno(), size)
             flat = np.frombuffer(self._pages, np.uint8)
-        self.array_MKXYZ = flat.reshape(*channels, nz, ny, nx).swapaxes(-1, -3)
+        self.array = flat.reshape(*channels, nz, ny, nx).swapaxes(-1, -3)
 
     def release(self) -> None:
         """Let go of the pages written so far: the file has them, this process need not hold them."""

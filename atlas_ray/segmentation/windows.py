@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,35 +19,58 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Floats = npt.NDArray[np.float32]
+Spread = Literal["even", "nnunet", "monai"]
+Weighting = Literal["gaussian", "nnunet", "constant"]
 
 
-def window_starts(size: int, window: int, overlap: float) -> list[int]:
-    """First voxel of every window along one axis of `size` voxels.
+def window_starts(size: int, window: int, overlap: float, spread: Spread = "even") -> list[int]:
+    """First voxel of every window along one axis of `size` voxels. An axis shorter than the window has one.
 
-    As few windows as cover the axis with at least `overlap` of a window between neighbors, spread evenly (nnU-Net's way): the first
-    and the last are flush with the border, and what is left over widens every overlap instead of doubling the last one. An axis
-    shorter than the window has one.
+    Args:
+        spread: "even": as few windows as cover the axis with at least `overlap` of a window between neighbors, spread evenly: the
+            first and the last are flush with the border, and what is left over widens every overlap instead of doubling the last
+            one. "nnunet": the same with a step that need not be whole, as nnU-Net has it. "monai": whole steps from 0 on, the last
+            window moved back until it is flush, as MONAI's SlidingWindowInferer has it.
     """
     if size <= window:
         return [0]
-    step = max(1, int(window * (1 - overlap)))
+    step = window * (1 - overlap) if spread == "nnunet" else max(1, int(window * (1 - overlap)))
     gaps = math.ceil((size - window) / step)
+    if spread == "monai":
+        return [min(i * int(step), size - window) for i in range(gaps + 1)]
     return [round(i * (size - window) / gaps) for i in range(gaps + 1)]
 
 
-def window_weights(window: IntTriple) -> Floats:
+def window_weights(window: IntTriple, weighting: Weighting = "gaussian") -> Floats:
     """What each voxel of a window weighs in the mean, [x, y, z]: the product of three Gaussians with a sigma of an eighth of the
     window, at least 1e-3. It is MONAI's `mode="gaussian"`.
+
+    "nnunet" is nnU-Net's: a filtered point, centered on a voxel and cut off at four sigma, times ten in half precision, whose zeros
+    become its smallest value. "constant" weighs all alike.
 
     Without the floor the weights would stay separable, and no sum of weights would be needed; but along the volume's edges it
     decides how much windows are averaged, and a weakly trained Swin UNETR lost 0.003 of Dice without it.
     """
+    if weighting == "constant":
+        return np.ones(window, np.float32)
+    if weighting == "nnunet":
+        return _nnunet_weights(window)
     axes = []
     for edge in window:
         offset = np.arange(edge) - (edge - 1) / 2
         axes.append(np.exp(-(offset**2) / (2 * (edge / 8) ** 2)))
     x, y, z = axes
     return np.asarray(np.maximum(x[:, None, None] * y[:, None] * z, 1e-3), np.float32)
+
+
+def _nnunet_weights(window: IntTriple) -> Floats:
+    from scipy.ndimage import gaussian_filter
+
+    point = np.zeros(window)
+    point[tuple(edge // 2 for edge in window)] = 1
+    spread = gaussian_filter(point, [edge / 8 for edge in window], mode="constant")
+    weights = (spread / (spread.max() / 10)).astype(np.float16).astype(np.float32)
+    return np.asarray(np.where(weights == 0, weights[weights > 0].min(), weights), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +88,9 @@ class Windows:
     starts: tuple[list[int], list[int], list[int]]
 
     @classmethod
-    def over(cls, shape: IntTriple, window: IntTriple, overlap: float) -> "Windows":
+    def over(cls, shape: IntTriple, window: IntTriple, overlap: float, spread: Spread = "even") -> "Windows":
         """Windows of which neighbors share at least `overlap` along every axis."""
-        x, y, z = (window_starts(size, edge, overlap) for size, edge in zip(shape, window, strict=True))
+        x, y, z = (window_starts(size, edge, overlap, spread) for size, edge in zip(shape, window, strict=True))
         return cls(shape, window, (x, y, z))
 
     def __len__(self) -> int:
@@ -89,6 +112,7 @@ def slide(
     batch: int,
     device: "torch.device | str",
     sums_on: "torch.device | str | None" = None,
+    weighting: Weighting = "gaussian",
 ) -> "Iterator[tuple[slice, Tensor]]":
     """The weighted mean of the windows' logits, a few slices at a time.
 
@@ -101,6 +125,7 @@ def slide(
         batch: windows per call; they come from one row, so its last call may have fewer.
         device: where windows are cut.
         sums_on: where they are summed; None is `device`.
+        weighting: see `window_weights`.
 
     Yields:
         slice along Z, logits [K, X, Y, slices]. Slices follow one another without gap; the logits are the band's own memory, the
@@ -110,7 +135,7 @@ def slide(
 
     (nx, ny, nz), (wx, wy, wz), (xs, ys, zs) = windows.shape, windows.window, windows.starts
     sums_on = device if sums_on is None else sums_on
-    weight = torch.from_numpy(window_weights(windows.window)).to(sums_on)
+    weight = torch.from_numpy(window_weights(windows.window, weighting)).to(sums_on)
     total = torch.zeros((max(nx, wx), max(ny, wy), wz), device=sums_on)  # of the weights
     (px, _), (py, _), (pz, _) = windows.padding
     corners = list(product(xs, ys))

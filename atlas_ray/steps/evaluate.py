@@ -45,11 +45,9 @@ def evaluate_step(campaign: Campaign, round_index: int, *, split: Split = "holdo
     """
     workspace, organs = campaign.open_workspace(), campaign.load_organs()
     cases = measured_cases(campaign, round_index, split)
-    one = partial(
-        _dice_of, root=str(workspace.root), round_index=round_index, names=("", *campaign.architecture_names), organs=organs
-    )
+    one = partial(_dice_of, root=str(workspace.root), round_index=round_index, names=("", *campaign.ensemble_names), organs=organs)
     scores = list(map_cases(one, [c.case_id for c in cases]))
-    rows = {name: tuple(mean_organ_dice([s[name] for s in scores], organs)) for name in ("", *campaign.architecture_names)}
+    rows = {name: tuple(mean_organ_dice([s[name] for s in scores], organs)) for name in ("", *campaign.ensemble_names)}
     attention = [workspace.case_scores(round_index, c.case_id) for c in cases]
     evaluation = Evaluation(
         round=round_index,
@@ -57,7 +55,7 @@ def evaluate_step(campaign: Campaign, round_index: int, *, split: Split = "holdo
         cases=len(cases),
         organs=rows[""],
         mean_dice=mean_over_organs(rows[""]),
-        architectures={name: rows[name] for name in campaign.architecture_names},
+        architectures={name: rows[name] for name in campaign.ensemble_names},
         attention_mm3=float(np.mean([s.attention_mm3 for s in attention])),
         attention_voxels=float(np.mean([s.attention_voxels for s in attention])),
         per_case={c.case_id: s[""] for c, s in zip(cases, scores, strict=True)},
@@ -87,11 +85,16 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float | None]:
 def _dice_of(
     case_id: str, *, root: str, round_index: int, names: Sequence[str], organs: Organs
 ) -> dict[str, dict[str, float | None]]:
-    """Dice per organ of the ensemble ("") and of every architecture."""
+    """Dice per organ of the ensemble ("") and of every architecture and member; None for an organ that a member does not know."""
     workspace = Workspace(root)
     truth = read_labels(workspace.truth(case_id))
     paths = {
         n: workspace.architecture_label(round_index, case_id, n) if n else workspace.pseudo_label(round_index, case_id)
         for n in names
     }
-    return {name: organ_dice(read_labels(path), truth, organs) for name, path in paths.items()}
+    absent = workspace.case_scores(round_index, case_id).absent
+    found = {name: organ_dice(read_labels(path), truth, organs) for name, path in paths.items()}
+    return {
+        name: {organ: None if organ in absent.get(name, ()) else value for organ, value in dice.items()}
+        for name, dice in found.items()
+    }
