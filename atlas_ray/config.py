@@ -41,6 +41,8 @@ from atlas_ray.storage import absolute, is_url
 from atlas_ray.strict_yaml import parse_yaml, read_yaml
 from atlas_ray.workspace import Workspace
 
+LARGEST_NUMBER = 2.0**53  # of which a float still holds every integer
+
 
 class Cluster(Schema):
     """What the jobs ask Ray for. The defaults run on a laptop.
@@ -153,7 +155,7 @@ class Campaign(Schema):
             raise ValueError("neither architectures nor members: an ensemble needs one network at least")
         for architecture in self.architectures:
             for what, edges in (("patches.patch", self.patches.patch), ("inference.window", self.inference.window)):
-                if not valid_patch(architecture, edges):
+                if min(edges) < 1 or not valid_patch(architecture, edges):
                     name, divisor = architecture.architecture, architecture.divisor
                     raise ValueError(f"{what} {list(edges)}: {name} needs multiples of {divisor}, one of them larger")
         for section in ("training", "finetuning"):
@@ -221,6 +223,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
         raise ConfigError(f"{path} must hold keys and values, such as `name: my_campaign`")
     for override in overrides:
         _apply(content, override)
+    if strange := _numbers_out_of_range(content):
+        raise ConfigError(f"{path}: {strange}: a number that cannot be kept; finite ones up to {LARGEST_NUMBER:.0e} are allowed")
     try:
         campaign = Campaign.model_validate(content)
     except ValidationError as error:
@@ -235,6 +239,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Campaign:
             "organs": organs,
         }
     )
+
+
+def _numbers_out_of_range(value: Any, where: str = "") -> str:
+    """The key of the first number that JSON cannot carry or a float cannot hold exactly; "" where there is none."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:  # NaN is not below anything
+        return where or "campaign"
+    return next((found for key, one in inner if (found := _numbers_out_of_range(one, f"{where}.{key}".lstrip(".")))), "")
 
 
 def _find(path: str | Path) -> Path:

@@ -86,7 +86,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # builds plain values only
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {_reason(error)}") from error
-    except (ValueError, ArithmeticError) as error:  # a date of month 13, a number of 5,000 digits, `!!int x`
+    except (ValueError, ArithmeticError, AttributeError) as error:  # month 13, a number of 5,000 digits, `!!int x`, `!!timestamp x`
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 

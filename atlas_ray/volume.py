@@ -62,6 +62,9 @@ DICOM_ERRORS = (  # what pydicom raises for absent or empty tags, cut pixel data
     LookupError,
     ArithmeticError,
 )
+OF_A_SLICE = ("SeriesInstanceUID", "ImagePositionPatient")
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"  # SOPClassUID
+DICOM_START = 128  # bytes before "DICM"
 GRAYSCALE = ("MONOCHROME1", "MONOCHROME2")  # which of them says how to show values, not what they are
 PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 FARTHEST_MM = 1e6  # no scanner's origin lies a kilometer away; what does is not a number of millimeters
@@ -244,6 +247,8 @@ def _require_sound(path: Path, raw: Any, size: int) -> None:
     if wrong := {name: code for name, code in codes.items() if code not in FORM_CODES}:
         raise GeometryError(f"{path}: {wrong}; codes from 0 to {max(FORM_CODES)} are allowed")
     edges = np.asarray(raw["pixdim"][1:4], np.float64)
+    if codes["qform_code"] != 0 and float(raw["pixdim"][0]) not in (-1, 0, 1):
+        raise GeometryError(f"{path}: pixdim[0], the handedness of the qform, is {float(raw['pixdim'][0]):g}; -1 and 1 are allowed")
     if codes["sform_code"] == 0 and codes["qform_code"] != 0 and not (np.isfinite(edges).all() and (edges > 0).all()):
         raise GeometryError(f"{path} has voxels of {edges.tolist()} mm; positive edges are allowed")
     if (unit := int(raw["xyzt_units"]) & 7) not in (UNKNOWN_UNIT, MILLIMETER):
@@ -424,10 +429,24 @@ def write_volume(path: str | Path, volume: Volume) -> None:
 # --- DICOM ----------------------------------------------------------------------------------------------------------
 
 
-def dicom_series(folder: str | Path) -> dict[str, list[Path]]:
-    """SeriesInstanceUID -> its image files, for one folder (not its subfolders). Files that are no DICOM are passed over."""
+def _says_it_is_dicom(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return bytes(stream.read(DICOM_START + 4)[DICOM_START:]) == b"DICM"
+
+
+def _dicom_errors() -> tuple[type[Exception], ...]:
+    """DICOM_ERRORS and pydicom's own, which are none of Python's."""
     import pydicom
 
+    return (*DICOM_ERRORS, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException)
+
+
+def dicom_series(folder: str | Path) -> dict[str, list[Path]]:
+    """SeriesInstanceUID -> its image files, for one folder (not its subfolders). Files that are no DICOM image are passed over.
+
+    Raises:
+        CaseError: the folder cannot be read, or a DICOM file in it does not say its series and place.
+    """
     series: dict[str, list[Path]] = {}
     try:
         files = sorted(p for p in place(folder).iterdir() if p.is_file())
@@ -435,11 +454,16 @@ def dicom_series(folder: str | Path) -> dict[str, list[Path]]:
         raise CaseError(f"{folder} cannot be read: {error}") from error
     for path in files:
         try:
-            head = _dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "ImagePositionPatient"])
-        except (pydicom.errors.InvalidDicomError, *DICOM_ERRORS):
-            continue
-        if "SeriesInstanceUID" in head and "ImagePositionPatient" in head:
-            series.setdefault(str(head.SeriesInstanceUID), []).append(path)
+            head = _dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", *OF_A_SLICE])
+            if all(name in head for name in OF_A_SLICE):
+                series.setdefault(str(head.SeriesInstanceUID), []).append(path)  # read from its bytes only now
+                continue
+            kind = head.get("SOPClassUID") or head.file_meta.get("MediaStorageSOPClassUID")  # a directory has the second one only
+            is_damaged = kind in (None, CT_IMAGE)
+        except _dicom_errors():
+            is_damaged = _says_it_is_dicom(path)
+        if is_damaged:  # left out, it would be missing at an end of the volume without a gap
+            raise CaseError(f"{path} is a damaged DICOM file: it does not say which series it is of, and where it lies")
     return series
 
 
@@ -501,7 +525,7 @@ def dicom_grid(folder: str | Path, series_uid: str | None) -> tuple[list[Path], 
         heads = [_dcmread(path, stop_before_pixels=True) for path in files]
         _require_one_ct(folder, heads)
         order, affine = _dicom_grid(folder, heads)
-    except DICOM_ERRORS as error:
+    except _dicom_errors() as error:
         raise CaseError(f"{folder}: a slice cannot be read: {_in_one_line(error)}") from error
     return [files[index] for index in order], affine
 
@@ -556,7 +580,7 @@ def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
             if voxels is None:
                 voxels = np.empty((*slice_XY.shape, len(files)), np.int16, order="F")
             voxels[:, :, k] = slice_XY
-    except DICOM_ERRORS as error:
+    except _dicom_errors() as error:
         raise CaseError(f"{folder}: a slice cannot be read: {_in_one_line(error)}") from error
     assert voxels is not None  # a series has a slice
     return Volume(voxels, affine)
@@ -578,6 +602,8 @@ def _dicom_grid(folder: Path, heads: list[Any]) -> tuple[list[int], Affine]:
     _require_directions(folder, row, column, [float(edge) for edge in first.PixelSpacing])
     normal = np.cross(row, column)
     positions = np.array([h.ImagePositionPatient for h in heads], np.float64)
+    if positions.shape != (len(heads), 3):
+        raise GeometryError(f"{folder}: ImagePositionPatient holds no three numbers")
     order = np.argsort(positions @ normal, kind="stable")
     lps = np.eye(4)
     lps[:3, 0] = row * float(first.PixelSpacing[1])

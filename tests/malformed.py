@@ -568,12 +568,18 @@ def dicom_by_hand(folder: Path) -> Written | None:
             one = pydicom.dcmread(path)
             if "SeriesInstanceUID" in one and "ImagePositionPatient" in one:
                 slices.append(one)
+            elif (one.get("SOPClassUID") or one.file_meta.get("MediaStorageSOPClassUID")) in (None, CTImageStorage):
+                return None  # a slice of nobody knows what
         except Exception:  # no DICOM: passed over there, too
+            if path.read_bytes()[128:132] == b"DICM":
+                return None
             continue
     row, column = (np.array(slices[0].ImageOrientationPatient[i : i + 3], float) for i in (0, 3))
     if not (abs(np.linalg.norm(row) - 1) < 0.01 and abs(np.linalg.norm(column) - 1) < 0.01 and abs(row @ column) < 0.01):
         return None
     normal = np.cross(row, column)
+    if any(np.shape(one.ImagePositionPatient) != (3,) for one in slices):
+        return None
     slices.sort(key=lambda one: float(np.array(one.ImagePositionPatient, float) @ normal))
     down, across = (float(v) for v in slices[0].PixelSpacing)
     positions = np.array([one.ImagePositionPatient for one in slices], float)
@@ -747,7 +753,7 @@ def _require_written(written: Any, found: Any, skipped: tuple[str, ...] = ()) ->
         for one, other in zip(written, found, strict=True):
             _require_written(one, other)
     elif isinstance(found, int | float) and not isinstance(found, bool):
-        if float(written) != float(found) or not math.isfinite(found):
+        if not math.isfinite(found) or abs(found) > 2**53 or float(written) != float(found):
             raise Violation(f"{written!r} became {found!r}")
     elif written != found:
         raise Violation(f"{written!r} became {found!r}")

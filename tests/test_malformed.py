@@ -2,9 +2,14 @@
 
 import logging
 import resource
+from pathlib import Path
 
+import numpy as np
 import pytest
-from malformed import SLOWEST_S, Tally, run_all
+from malformed import SLOWEST_S, Tally, dicom_inputs, run_all
+
+from atlas_ray.exceptions import CaseError
+from atlas_ray.volume import read_volume
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:pydicom"),  # what it is made to read
@@ -65,3 +70,15 @@ def test_valid_inputs_are_accepted(tallies: dict[str, Tally]) -> None:
     for name in ("NIfTI", "DICOM", "YAML"):
         assert tallies[name].accepted["valid"] > 0
         assert "valid" not in tallies[name].refused
+
+
+@pytest.mark.parametrize("keep", [140, 250, 400])
+def test_a_damaged_slice_is_not_left_out(keep: int, tmp_path: Path) -> None:
+    """At an end of the volume it would leave no gap: a shorter CT would be read."""
+    drawn = dicom_inputs(np.random.default_rng(3), 40)
+    *others, last = next(files for kind, files in drawn if kind == "valid" and len(files) > 3)
+    for index, data in enumerate([*others, last[:keep]]):
+        (tmp_path / f"{index}.dcm").write_bytes(data)
+    (tmp_path / "readme.txt").write_text("no DICOM")
+    with pytest.raises(CaseError):
+        read_volume(tmp_path)

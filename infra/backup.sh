@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# A copy of a campaign's workspace that can be gone on with, taken while people annotate.
+#   infra/backup.sh WORKSPACE COPY
+# Restoring is copying it back (docs/operations.md). Left out: what is computed again by itself, and programs' locks.
+set -euo pipefail
+[ $# -eq 2 ] || { echo "usage: $0 WORKSPACE COPY" >&2; exit 2; }
+workspace=$1 copy=$2
+[ -f "$workspace/manifest.jsonl" ] || { echo "$workspace is no workspace: it has no manifest.jsonl" >&2; exit 1; }
+[ ! -e "$copy" ] || { echo "$copy exists; a new place is needed" >&2; exit 1; }
+umask 077
+mkdir -p "$copy.partial"
+
+# Databases first: the files only grow, so whatever a revision speaks of is in the copy. SQLite's own way, not a copy of its files:
+# a file copied while somebody writes is no database.
+for database in "$workspace"/*.db; do
+  [ -f "$database" ] || continue
+  "${PYTHON:-python3}" - "$database" "$copy.partial/$(basename "$database")" <<'PY'
+import sqlite3
+import sys
+
+with sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, timeout=60) as source, sqlite3.connect(sys.argv[2]) as target:
+    source.backup(target)
+    (answer,) = target.execute("PRAGMA integrity_check").fetchone()
+sys.exit(0 if answer == "ok" else f"{sys.argv[1]}: {answer}")
+PY
+done
+
+tar --directory "$workspace" --create --exclude='./*.db' --exclude='./*.db-*' --exclude=./cache --exclude=./compiled --exclude='*.partial' . \
+  | tar --directory "$copy.partial" --extract
+mv "$copy.partial" "$copy"
