@@ -19,6 +19,8 @@ from atlas_ray.prioritization.minutes import MinutesModel
 from atlas_ray.schema import Fraction, Schema
 from atlas_ray.scores import Scores
 
+IDLE_WORTH = 1e-6  # of attention that is usual: it only decides what comes first when nothing else is left
+
 
 class RankedCase(Schema):
     """One line of the priority list.
@@ -162,22 +164,25 @@ class ClassStratified(Schema):
 class BenefitPerMinute(Schema):
     """What a correction would bring, over the minutes it takes.
 
-    The benefit of an organ is the Dice it may gain: its attention beyond what the same organ usually has in this round, over the
-    organ's volume. The band of doubt along every border is thereby nobody's error, and a small organ counts as much as a large
-    one, as it does in the mean Dice. A case is asked about its organs in the order of their worth as long as they raise its ratio.
+    The benefit of an organ is the Dice it may gain: its attention over its volume, beyond what is usual for the same organ in this
+    round. The band of doubt along every border is thereby nobody's error, an organ that is predicted too small stands out, and a
+    small organ counts as much as a large one, as it does in the mean Dice. What is usual comes after all that is not. A case is
+    asked about its organs in the order of their worth as long as they raise its ratio.
 
     Args:
         minutes: what is believed of the time; `informed` puts in what was logged.
-        min_excess: attention up to this many times the organ's median is usual.
+        spread: what lies within this many deviations (1.48 MAD, a normal's sd) above the organ's median is usual.
         min_ml: volume an organ is taken to have at least, so that a speck for an absent organ is not worth the world.
     """
 
     strategy: Literal["benefit_per_minute"] = "benefit_per_minute"
     minutes: MinutesModel = MinutesModel()
-    min_excess: NonNegativeFloat = 1.0
+    spread: NonNegativeFloat = 2.0
     min_ml: PositiveFloat = 5.0
 
     def rank(self, scores: Scores) -> list[RankedCase]:
+        if not len(scores):
+            return []
         benefit_NK = self.benefit(scores)
         minutes_NK = self.minutes.organ_minutes(scores.components_NK, scores.attention_mm3_NK)
         worth_NK = benefit_NK / minutes_NK
@@ -193,9 +198,11 @@ class BenefitPerMinute(Schema):
 
     def benefit(self, scores: Scores) -> npt.NDArray[np.float64]:
         """[N, K], 0..1: the excess over organ and excess together."""
-        usual_K = np.median(scores.attention_mm3_NK, axis=0)
-        excess_NK = np.maximum(0.0, scores.attention_mm3_NK - self.min_excess * usual_K) / 1000
-        return np.asarray(excess_NK / (np.maximum(scores.predicted_ml_NK, self.min_ml) + excess_NK))
+        share_NK = scores.attention_mm3_NK / 1000 / np.maximum(scores.predicted_ml_NK, self.min_ml)
+        median_K = np.median(share_NK, axis=0)
+        usual_K = median_K + self.spread * 1.4826 * np.median(np.abs(share_NK - median_K), axis=0)
+        excess_NK = np.maximum(0.0, share_NK - usual_K) + IDLE_WORTH * share_NK
+        return np.asarray(excess_NK / (1 + excess_NK))
 
 
 Plain = Annotated[

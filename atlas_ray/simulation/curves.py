@@ -69,11 +69,12 @@ class Comparison(Schema):
 Seeds = Sequence[Sequence[Point]]  # [S][P]
 
 
-def standing(seeds: Seeds, reference: Seeds, rules: Rules, *, margin: float) -> Standing:
+def standing(seeds: Seeds, reference: Seeds, rules: Rules, *, margin: float, horizon: float) -> Standing:
     """One strategy with one annotator.
 
     Args:
         reference: the arms with every label; their last point counts.
+        horizon: minutes that every arm had.
     """
     pool = len(seeds[0][0].labels)
     goal = float(values(reference, "networks")[:, -1].mean())
@@ -88,7 +89,7 @@ def standing(seeds: Seeds, reference: Seeds, rules: Rules, *, margin: float) -> 
     detections = [total([points[p].detection for points in seeds]) for p in range(len(mean_P))]
     measures: tuple[Measure, ...] = ("networks", "labels", "surface")
     return Standing(
-        aubc={m: two_way(areas(seeds, m), rules) for m in measures},
+        aubc={m: two_way(areas(seeds, m, horizon), rules) for m in measures},
         final={m: two_way(values(seeds, m)[:, -1], rules) for m in measures},
         efficiency=efficiency(np.mean([[p.work.voxels for p in points] for points in seeds], axis=0) / 1e6, mean_P, goal),
         **{name: float(column[-1]) for name, column in costs.items()},
@@ -98,12 +99,12 @@ def standing(seeds: Seeds, reference: Seeds, rules: Rules, *, margin: float) -> 
     )
 
 
-def comparison(ours: Seeds, other: Seeds, name: str, rules: Rules) -> Comparison:
+def comparison(ours: Seeds, other: Seeds, name: str, rules: Rules, *, horizon: float) -> Comparison:
     """At equal minutes, seed by seed and case by case."""
     measures: tuple[Measure, ...] = ("networks", "labels", "surface")
     return Comparison(
         against=name,
-        aubc={m: two_way(areas(ours, m) - areas(other, m), rules) for m in measures},
+        aubc={m: two_way(areas(ours, m, horizon) - areas(other, m, horizon), rules) for m in measures},
         final={m: two_way(values(ours, m)[:, -1] - values(other, m)[:, -1], rules) for m in measures},
     )
 
@@ -114,14 +115,17 @@ def values(seeds: Seeds, measure: Measure) -> Floats:
     return np.array([[[columns(p)[case] for case in sorted(columns(p))] for p in points] for points in seeds])
 
 
-def areas(seeds: Seeds, measure: Measure) -> Floats:
-    """[S, C]: trapezoid over the arm's own minutes, its length 1, so that the area is a mean Dice."""
+def areas(seeds: Seeds, measure: Measure, horizon: float) -> Floats:
+    """[S, C]: trapezoid from 0 to `horizon` minutes over its length, so that the area is a mean Dice. A curve that ends before,
+    because nothing was left to ask, stays as it was; one that oversteps is cut."""
     dice_SPC = values(seeds, measure)
     result = []
     for points, dice_PC in zip(seeds, dice_SPC, strict=True):
         minutes_P = np.array([point.work.minutes for point in points])
-        length = minutes_P[-1] - minutes_P[0]
-        result.append(np.trapezoid(dice_PC, minutes_P, axis=0) / length if length > 0 else dice_PC.mean(axis=0))
+        at_end_C = np.array([np.interp(horizon, minutes_P, dice_P) for dice_P in dice_PC.T])
+        before = minutes_P < horizon
+        times, curve_PC = np.append(minutes_P[before], horizon), np.vstack([dice_PC[before], at_end_C])
+        result.append(np.trapezoid(curve_PC, times, axis=0) / horizon)
     return np.array(result)
 
 

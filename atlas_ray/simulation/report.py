@@ -60,13 +60,16 @@ def write_report(campaign: Campaign, curves: Curves) -> StudyResult:
     """simulation.json, and simulation.html last."""
     study, workspace = study_of(campaign), campaign.open_workspace()
     reference = _seeds(campaign, curves, FULL_LABEL, "all")
+    horizon = study.rounds * study.minutes
     results, pictures = {}, list[str]()
     for annotator in study.annotators:
         arms = {name: _seeds(campaign, curves, name, annotator) for name in study.strategies}
         first, *others = study.strategies
         results[annotator] = AnnotatorResult(
-            standings={n: standing(seeds, reference, study.rules, margin=study.margin) for n, seeds in arms.items()},
-            comparisons=tuple(comparison(arms[first], arms[name], name, study.rules) for name in others),
+            standings={
+                n: standing(seeds, reference, study.rules, margin=study.margin, horizon=horizon) for n, seeds in arms.items()
+            },
+            comparisons=tuple(comparison(arms[first], arms[name], name, study.rules, horizon=horizon) for name in others),
         )
         pictures += [
             picture(

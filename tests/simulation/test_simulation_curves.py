@@ -33,33 +33,34 @@ def arm(*steps: tuple[float, float, float]) -> list[Point]:
 FULL = [arm((0, 0.5, 0.5), (1, 0.9, 0.9))]
 
 
-def test_the_area_is_a_mean_over_the_arms_own_minutes():
-    """Case a: 0.6 to 0.8 over ten minutes, then 0.8 to 0.9 over thirty: (10 * 0.7 + 30 * 0.85) / 40."""
+def test_the_area_is_a_mean_over_the_minutes():
+    """Case a: 0.6 to 0.8 over ten minutes, then 0.8 to 0.9 over thirty: (10 * 0.7 + 30 * 0.85) / 40. Cut at ten: 0.7."""
     seeds = [arm((0, 0.6, 0.5), (10, 0.8, 0.5), (40, 0.9, 0.5))]
-    assert areas(seeds, "networks") == pytest.approx(np.array([[(7 + 25.5) / 40, 0.5]]))
+    assert areas(seeds, "networks", 40) == pytest.approx(np.array([[(7 + 25.5) / 40, 0.5]]))
+    assert areas(seeds, "networks", 10) == pytest.approx(np.array([[0.7, 0.5]]))
 
 
-def test_nothing_spent_is_a_plain_mean():
-    assert areas([arm((0, 0.6, 0.5), (0, 0.8, 0.5))], "networks") == pytest.approx(np.array([[0.7, 0.5]]))
+def test_an_arm_with_nothing_left_to_ask_stays_where_it_is():
+    assert areas([arm((0, 0.6, 0.5), (10, 0.8, 0.5))], "networks", 20) == pytest.approx(np.array([[0.75, 0.5]]))
 
 
 def test_what_the_reference_less_its_margin_has_cost():
     seeds = [arm((0, 0.5, 0.5), (10, 0.8, 0.8), (20, 0.9, 0.89)), arm((0, 0.5, 0.5), (12, 0.8, 0.8), (20, 0.9, 0.89))]
-    found = standing(seeds, FULL, RULES, margin=0.01)
+    found = standing(seeds, FULL, RULES, margin=0.01, horizon=20)
     assert found.reached is not None  # 0.895 of 0.9
     assert (found.reached.round, found.reached.minutes, found.reached.cases) == (2, 20, 0.5)  # two of four
     assert (found.minutes, found.cases, found.changed, found.voxels) == (20, 0.5, 0.25, 0.02)
     assert found.final["networks"].value == pytest.approx(0.895)
     assert found.sensitivity == (0.75,) * 3
     assert found.precision == (0.5,) * 3
-    assert standing(seeds, FULL, RULES, margin=0.001).reached is None
+    assert standing(seeds, FULL, RULES, margin=0.001, horizon=20).reached is None
 
 
 def test_a_comparison_is_paired():
     """The cases differ far more than the strategies; pairing takes that away."""
     ours = [arm((0, 0.3, 0.9), (10, 0.42, 0.99))]
     other = [arm((0, 0.3, 0.9), (10, 0.40, 0.97))]
-    final = comparison(ours, other, "other", RULES).final["networks"]
+    final = comparison(ours, other, "other", RULES, horizon=10).final["networks"]
     assert final.value == pytest.approx(0.02)
     assert (final.low, final.high) == pytest.approx((0.02, 0.02))
     assert final.excludes_zero
