@@ -10,6 +10,7 @@ import ast
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,12 +92,16 @@ def code_digest() -> str:
 def bare(source: str) -> str:
     """Python without what changes nothing: docstrings, lines of comment, empty lines."""
     lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
-            text = node.body[0]
-            for number in range(text.lineno - 1, text.end_lineno or text.lineno):
-                lines[number] = ""
+    for text in _docstrings(ast.parse(source)):
+        for number in range(text.lineno - 1, text.end_lineno or text.lineno):
+            lines[number] = ""
     return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+
+
+def _docstrings(node: ast.AST) -> Iterator[ast.stmt]:
+    """Of a module and what is defined in it, however deep; expressions hold none and are passed over."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
+        yield node.body[0]
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield from _docstrings(child)
