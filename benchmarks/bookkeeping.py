@@ -101,6 +101,7 @@ def write_components(workspace: Workspace, cases: list[Case], organs: tuple[str,
             "criteria": pa.array([["inconsistency", "overlap"]] * rows),
             "score": draw.random(rows) * 1e4,
             "mean_heat": draw.random(rows),
+            "error": np.resize(np.array(["spill", "unknown"]), rows),
         }
         tables._write(workspace, 0, "components", [pa.table({k: pa.array(v) for k, v in columns.items()}).cast(schema)])
 
