@@ -190,6 +190,9 @@ def _survey(workspace: Workspace, round_index: int, kind: Kind) -> _Survey:
     for path in sorted(folder.glob("*.parquet")) if folder.exists() else ():
         if path.name.startswith("."):
             continue
+        if not _has_columns(path, kind):
+            parts.append(_Part(path, (), stale=True))
+            continue
         held = _parquet(path, ["case_id", "stamp"]).group_by("case_id").aggregate([("stamp", "max")])
         listed = dict(zip(held["case_id"].to_pylist(), held["stamp_max"].to_pylist(), strict=True))
         cases = {case_id for case_id, stamp in listed.items() if missing.get(case_id) == stamp}
@@ -197,6 +200,12 @@ def _survey(workspace: Workspace, round_index: int, kind: Kind) -> _Survey:
             del missing[case_id]
         parts.append(_Part(path, cases, stale=len(cases) < len(listed)))
     return _Survey(parts, missing)
+
+
+def _has_columns(path: Path, kind: Kind) -> bool:
+    """Whether this version wrote the part; one of another version counts for nothing, and goes at the next joining."""
+    with path.open("rb") as file:
+        return bool(pq.read_schema(file).names == SCHEMAS[kind].names)
 
 
 def _parquet(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -4,13 +4,14 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from atlas_ray import tables
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import AttentionComponent, CaseScores, OrganScores
 from atlas_ray.storage import write_atomically
-from atlas_ray.tables import add_to_tables, read_scores, read_table, result_bytes, result_keys, save_table
+from atlas_ray.tables import SCHEMAS, add_to_tables, read_scores, read_table, result_bytes, result_keys, save_table
 from atlas_ray.workspace import Workspace, write_lines
 
 
@@ -132,6 +133,17 @@ def test_components_are_a_row_each(workspace: Workspace) -> None:
         ("a", "liver", 2, [1, 3, 5], ["overlap"]),
     ]
     assert rows[0]["box"] == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_a_part_of_another_version_counts_for_nothing(workspace: Workspace) -> None:
+    predict(workspace, "a", liver=5)
+    save_table(workspace, 1, "scores")
+    (part,) = (workspace.tables(1) / "scores").glob("*.parquet")
+    pq.write_table(pq.read_table(part).drop_columns(["entropy"]), part)
+    assert sizes(workspace) == {"a": 5}
+    save_table(workspace, 1, "scores")
+    (joined,) = (workspace.tables(1) / "scores").glob("*.parquet")
+    assert pq.read_schema(joined).names == SCHEMAS["scores"].names
 
 
 def test_a_broken_file_is_named(workspace: Workspace) -> None:
