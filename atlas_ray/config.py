@@ -58,6 +58,8 @@ class Cluster(Schema):
         task_memory_gb: memory request of a task that reads or finishes a case, so that few large CT are in memory at once.
         cases_per_stream: after which the stream ends and begins anew, with new actors, so that the driver's memory stays flat.
         max_attempts: starts a case gets before it is quarantined as one that kills its process.
+        patience_s: how long is tried again what may pass by itself: a full disk, a share or bucket that does not answer, the
+            annotation database away.
         max_failed_fraction: above it a job ends with an error even though the other cases are done.
         train_failures: worker-group restarts before a training gives up.
         recompute_for_new_code: predict again what an older version of the code predicted.
@@ -73,6 +75,7 @@ class Cluster(Schema):
     task_memory_gb: PositiveFloat = 1.0
     cases_per_stream: PositiveInt = 2000
     max_attempts: PositiveInt = 3
+    patience_s: NonNegativeFloat = 300.0
     max_failed_fraction: Fraction = 0.05
     train_failures: int = 3
     recompute_for_new_code: bool = True

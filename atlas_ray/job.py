@@ -1,6 +1,7 @@
 """What every job shares: arguments, configuration, logging, progress, exit codes.
 
-Exit codes: 0 done, 1 an AtlasError (one line on stderr), 2 a configuration or usage error, 130 interrupted.
+Exit codes: 0 done, 1 an AtlasError or a disk that cannot be written (one line on stderr), 2 a configuration or usage error, 130
+interrupted, 143 told to end (SIGTERM: a machine that is taken away).
 """
 
 import logging
@@ -15,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from atlas_ray.cluster.session import Terminated, end_when_told
 from atlas_ray.config import Campaign, dump_config, load_config
 from atlas_ray.exceptions import AtlasError
 from atlas_ray.lock import holder_of
+from atlas_ray.patience import may_pass
 from atlas_ray.progress import Advance
 from atlas_ray.progress import progress as bar
 from atlas_ray.redaction import RedactingFormatter, without_passwords
@@ -58,11 +61,21 @@ def run(command: Callable[..., None] | typer.Typer) -> None:
     else:
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command()(command)
+    end_when_told()
     try:
         app()
     except AtlasError as error:
         console.print(f"error: {without_passwords(str(error))}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if not may_pass(error):
+            raise
+        message = without_passwords(f"error: {error}; what is finished is kept, run the same command to go on")
+        console.print(message, style="bold red", markup=False, soft_wrap=True)
+        sys.exit(1)
+    except Terminated:
+        console.print("told to end (SIGTERM); what is finished is kept, run the same command to go on")
+        sys.exit(143)
     except KeyboardInterrupt:
         console.print("interrupted; what is finished is kept, run the same command to go on")
         sys.exit(130)

@@ -78,8 +78,13 @@ class Lock:
         """Raises WorkspaceError where the lock was lost: somebody took it, or it could not be renewed for a whole lease."""
         if self._taken_by is not None:
             raise WorkspaceError(f"this job has lost {self.path.parent.parent} to {self._taken_by}; what it finished is kept")
-        if time.monotonic() - self._renewed > self.lease_s:
+        if self._is_overdue():
+            self.renew()  # what kept it from being renewed may be over
+        if self._is_overdue():
             raise WorkspaceError(f"{self.path} could not be renewed for {self.lease_s:.0f} s; what is finished is kept")
+
+    def _is_overdue(self) -> bool:
+        return time.monotonic() - self._renewed > self.lease_s
 
     def renew(self) -> None:
         """Say that this job lives. A disk that does not answer is asked again at the next renewal."""

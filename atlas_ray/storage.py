@@ -272,7 +272,7 @@ class BucketPath:
         except FileNotFoundError:
             raise FileNotFoundError(str(self)) from None
         except OSError as error:
-            raise OSError(f"{self}: {str(error).splitlines()[0][:300]}") from error
+            raise ConnectionError(f"{self}: {str(error).splitlines()[0][:300]}") from error
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
@@ -296,7 +296,10 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self.stream.read(len(buffer))
+        try:
+            data = self.stream.read(len(buffer))
+        except OSError as error:
+            raise ConnectionError(str(error).splitlines()[0][:300]) from error
         buffer[: len(data)] = data
         return len(data)
 
@@ -385,7 +388,12 @@ def create(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(path, Path):
         with path.open("x") as file:
-            file.write(text)
+            try:
+                file.write(text)
+                file.flush()
+            except OSError:  # a full disk has room for the name of a file, and none for what is in it
+                path.unlink(missing_ok=True)
+                raise
     else:
         cast(BucketPath, path).touch(exist_ok=False)
         cast(BucketPath, path).write_text(text)

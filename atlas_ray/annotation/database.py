@@ -9,10 +9,10 @@ A SQLite file must lie on a local disk: its write-ahead log does not work over N
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -36,12 +36,14 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.types import TypeDecorator
 
 from atlas_ray.exceptions import ConfigError, WorkspaceError
+from atlas_ray.patience import causes, patiently
 from atlas_ray.redaction import without_passwords
 
+Result = TypeVar("Result")
 SCHEMA_VERSION = 3
 BUSY_TIMEOUT_S = 30.0  # how long a writer waits for another; every transaction here takes milliseconds
 
@@ -233,6 +235,31 @@ def open_database(url: str) -> Database:
         database.close()
         raise WorkspaceError(f"annotation database {shown} has table version {version}; this atlas_ray reads {SCHEMA_VERSION}")
     return database
+
+
+def with_database(url: str, work: Callable[[Database], Result], patience_s: float) -> Result:
+    """Open the database and do something with it; all of it once more, for at most `patience_s`, while the database is away.
+
+    Args:
+        work: in one transaction, or such that doing it twice is doing it once.
+
+    Raises:
+        ConfigError, WorkspaceError: as `open_database`.
+    """
+
+    def once() -> Result:
+        try:
+            with open_database(url) as database:
+                return work(database)
+        except (OperationalError, InterfaceError) as error:
+            shown = make_url(url).render_as_string(hide_password=True)
+            raise WorkspaceError(f"annotation database {shown} is away: {without_passwords(str(error))}") from error
+
+    return patiently(once, patience_s, _is_away)
+
+
+def _is_away(error: BaseException) -> bool:
+    return any(isinstance(e, OperationalError | InterfaceError) for e in causes(error))
 
 
 def _hint(url: URL) -> str:

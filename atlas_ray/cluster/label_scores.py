@@ -55,7 +55,7 @@ def score_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     """Score one case's label by the campaign's networks and write it. Never raises for a bad case."""
     del round_index
     campaign, given = Campaign.model_validate_json(campaign_json), GivenLabel.model_validate_json(row["label"])
-    result = {"case_id": row["case_id"], "error": row["error"]}
+    result = {key: row[key] for key in ("case_id", "error", "ends_stream")}
     names, probabilities, absent = packed_probabilities(row)
     if row["error"]:
         return result

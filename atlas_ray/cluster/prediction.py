@@ -12,6 +12,7 @@ Keys of a row, in the order they appear (one row, one case, one block):
     original      int16     the same at its own spacing; only where a member has a grid of its own
     shape, affine, header   the image's own grid (tuple, float64 [4, 4], NIfTI header bytes or b"")
     error         str       "" or why the case was set aside
+    ends_stream   bool      whether the reason is nothing of the case's
     stages        str       laps so far, as JSON (timing.Stopwatch)
     checkpoints   str       architecture or member -> sha256 of its weights, as JSON
     absent        str       member -> organs that it does not know, as JSON
@@ -19,11 +20,17 @@ Keys of a row, in the order they appear (one row, one case, one block):
     actor_peak_mb, finish_peak_mb   float   peak resident memory of the process that did it
 
 A bad case becomes an error row; it never ends the stream. A case that kills its process is started `max_attempts` times and then
-set aside: Ray Data would retry it for ever, so every start leaves a marker file first.
+set aside: Ray Data would retry it for ever, so every start leaves a marker file first. The marker says in which job and on which
+node; a start that ended because one of these did counts a third. Cases with a marker come last, so that those nobody suspects are
+done before.
+
+What may pass by itself (patience.py) is tried again for `patience_s`. A workspace that cannot be written for longer ends the
+stream: that is no case's fault.
 """
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +49,7 @@ from atlas_ray.config import Campaign, Cluster
 from atlas_ray.data.preprocess import to_network_grid
 from atlas_ray.exceptions import AtlasError, CaseError
 from atlas_ray.lock import check_lock
+from atlas_ray.patience import is_full, patiently
 from atlas_ray.progress import Advance, not_shown
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.schema import IntTriple
@@ -51,15 +59,18 @@ from atlas_ray.segmentation.members.loaded import LoadedMember
 from atlas_ray.segmentation.memory import give_back
 from atlas_ray.segmentation.packed import PackedProbabilities, pack
 from atlas_ray.segmentation.rungs import Rung, Rungs
-from atlas_ray.storage import new_folder, remove
+from atlas_ray.storage import create, new_folder, remove
 from atlas_ray.tables import SCHEMAS, add_to_tables, result_keys, save_table
 from atlas_ray.volume import Volume, header_bytes, header_from_bytes, read_volume, reorient
-from atlas_ray.workspace import file_sha256
+from atlas_ray.workspace import Workspace, file_sha256
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 GIB = 2**30
 TABLED_TOGETHER = 1000  # finished cases that wait for their rows in the round's tables
+FORGIVEN = 3  # starts that ended with their node or their job count as one that a case is to blame for
+FRUITLESS = 3  # streams in a row that the cluster ends before a case is through, until the job gives up
+STEPS = ("read", "predict", "finish")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +104,7 @@ def predict_cases(
         CheckpointError: the files of a member are missing, or not the ones that were asked for.
         AtlasError: more than `max_failed_fraction` of the cases failed; the others are finished all the same.
     """
-    workspace = campaign.open_workspace()
+    workspace, patience_s = campaign.open_workspace(), campaign.cluster.patience_s
     work = plan_predictions(campaign, round_index, cases)
     by_id = {case.case_id: case for case in work.todo}
     failed = list(work.failed)
@@ -114,14 +125,15 @@ def predict_cases(
             case = by_id[row["case_id"]]
             set_aside = {"step": step_of(round_index), "path": case.image, "key": work.identity.key(case)}
             failed.append(Quarantined(case_id=case.case_id, reason=row["error"], **set_aside))
-            workspace.add_to_quarantine(failed[-1])
+            patiently(partial(workspace.add_to_quarantine, failed[-1]), patience_s)
             continue
         done.append(row["case_id"])
         if len(done) % TABLED_TOGETHER == 0:
-            add_to_tables(workspace, round_index, done[-TABLED_TOGETHER:])
+            patiently(partial(add_to_tables, workspace, round_index, done[-TABLED_TOGETHER:]), patience_s)
     for kind in SCHEMAS:
-        save_table(workspace, round_index, kind)
-    workspace.take_from_quarantine(step_of(round_index), {*done, *work.finished})
+        patiently(partial(save_table, workspace, round_index, kind), patience_s)
+    patiently(partial(workspace.take_from_quarantine, step_of(round_index), {*done, *work.finished}), patience_s)
+    patiently(partial(clear_away, workspace, round_index), patience_s)
     if len(failed) > campaign.cluster.max_failed_fraction * len(cases):
         allowed = campaign.cluster.max_failed_fraction
         raise AtlasError(
@@ -136,7 +148,8 @@ class Predictions:
     """What there is to do in a round, and what is not.
 
     Args:
-        todo: cases without a result, or with one of another image, other weights, parameters or code.
+        todo: cases without a result, or with one of another image, other weights, parameters or code; last those that were started
+            before and did not end.
         finished: ids of cases with the result wanted.
         failed: cases that were set aside before, on the very same inputs; `retry_failed` forgets them.
     """
@@ -167,6 +180,8 @@ def plan_predictions(campaign: Campaign, round_index: int, cases: Sequence[Case]
             failed.append(earlier)
         else:
             todo.append(case)
+    suspects = {marker.stem for marker in _markers(workspace, round_index)}
+    todo.sort(key=lambda case: case.case_id in suspects)
     return Predictions(identity, tuple(todo), tuple(finished), tuple(failed))
 
 
@@ -179,9 +194,25 @@ def retry_failed(campaign: Campaign, round_index: int) -> int:
     """Forget every failure and every start without a result of this round's prediction. Returns how many cases were set aside."""
     workspace = campaign.open_workspace()
     set_aside = {entry.case_id for entry in workspace.quarantined() if entry.step == step_of(round_index)}
-    for step in ("read", "predict", "finish"):
+    for step in STEPS:
         remove(workspace.attempts(f"{step}-{round_index:03d}"))
     return workspace.take_from_quarantine(step_of(round_index), set_aside)
+
+
+def clear_away(workspace: Workspace, round_index: int) -> None:
+    """Remove what processes that died left of this round's prediction. Only for the one who has the workspace, and no stream."""
+    for folder in workspace.predictions(round_index).glob(".*.partial"):
+        remove(folder)
+    done = workspace.predicted(round_index)
+    for marker in _markers(workspace, round_index):
+        if marker.stem in done:
+            remove(marker)
+
+
+def _markers(workspace: Workspace, round_index: int) -> list[Path]:
+    """Of starts that have not ended, "CASE.NUMBER" each."""
+    folders = [workspace.attempts(f"{step}-{round_index:03d}") for step in STEPS]
+    return [marker for folder in folders if folder.exists() for marker in folder.iterdir()]
 
 
 def checkpoint_shas(campaign: Campaign, round_index: int) -> dict[str, str]:
@@ -208,16 +239,50 @@ def stream(campaign: Campaign, round_index: int, items: Sequence[Row], finish: C
     Args:
         items: rows with `case_id` and `case`; what else they hold reaches `finish` as it is.
         finish: a module's function of (row, campaign_json, round_index) that gives a small row, such as `finish_case`.
+
+    Raises:
+        AtlasError: the workspace cannot be written, or the cluster keeps ending the stream; what is finished is kept.
     """
     plan: dict[str, Any] = {"campaign_json": campaign.model_dump_json(), "round_index": round_index}
     if runs_in_process():
         ensemble = Ensemble(**plan)
-        yield from (finish(ensemble(read_case(item, **plan)), **plan) for item in items)
+        yield from (_go_on(finish(ensemble(read_case(item, **plan)), **plan)) for item in items)
         return
     # Ray Data keeps about 10 kB of statistics per block until a stream ends; streams that end keep the driver's memory flat.
     most = campaign.cluster.cases_per_stream
     for first in range(0, len(items), most):
-        yield from _ray_stream(campaign.cluster, plan, items[first : first + most], finish)
+        yield from _streams(campaign.cluster, plan, items[first : first + most], finish)
+
+
+def _go_on(row: Row) -> Row:
+    """The row, unless it says that the stream cannot."""
+    if row.pop("ends_stream", False):
+        raise AtlasError(f"{row['error']}; what is finished is kept, run the same command to go on")
+    return row
+
+
+def _streams(cluster: Cluster, plan: dict[str, Any], items: Sequence[Row], finish: Callable[..., Row]) -> Iterator[Row]:
+    """One stream, and another one for what is left whenever the cluster ends it: too many nodes gone at once, objects lost."""
+    from ray import exceptions as rays
+
+    lost = (rays.RayActorError, rays.WorkerCrashedError, rays.ObjectLostError, rays.NodeDiedError, rays.RaySystemError)
+    left, fruitless = {item["case_id"]: item for item in items}, 0
+    while left:
+        try:
+            for row in _ray_stream(cluster, plan, tuple(left.values()), finish):
+                left.pop(row["case_id"], None)
+                fruitless = 0
+                yield _go_on(row)
+            return
+        except (*lost, rays.OutOfDiskError, rays.ObjectStoreFullError) as error:
+            fruitless += 1
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if fruitless == FRUITLESS:
+                raise AtlasError(
+                    f"the cluster ended {FRUITLESS} streams in a row before a case was through: {reason}; "
+                    "what is finished is kept, run the same command to go on"
+                ) from error
+            log.warning("the cluster ended the stream (%s); another one goes on with the %d cases left", reason, len(left))
 
 
 def _ray_stream(cluster: Cluster, plan: dict[str, Any], items: Sequence[Row], finish: Callable[..., Row]) -> Iterator[Row]:
@@ -263,16 +328,19 @@ def read_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     """Decode one CT and bring it to the networks' spacing. Never raises for a bad case."""
     campaign = Campaign.model_validate_json(campaign_json)
     case = Case.model_validate_json(row["case"])
-    empty: Row = {"image": None, "shape": None, "affine": None, "header": b"", "error": "", "stages": "[]"}
+    empty: Row = {"image": None, "shape": None, "affine": None, "header": b"", "error": "", "ends_stream": False, "stages": "[]"}
     if has_originals := _has_originals(campaign):
         empty["original"] = None
     watch = Stopwatch()
     step = f"read-{round_index:03d}"
-    if refusal := _claim(campaign, step, case.case_id):
-        return {**row, **empty, "error": refusal}
+    try:
+        if refusal := _claim(campaign, step, case.case_id):
+            return {**row, **empty, "error": refusal}
+    except OSError as error:
+        return {**row, **empty, **_unwritable(campaign, error)}
     try:
         with watch("read"):
-            image = read_volume(case.image, series_uid=case.series_uid)
+            image = patiently(partial(read_volume, case.image, series_uid=case.series_uid), campaign.cluster.patience_s)
         if image.shape != case.shape:
             raise CaseError(f"{case.image} has shape {image.shape}, at ingest it had {case.shape}; run ingest again")
         with watch("resample"):
@@ -306,30 +374,65 @@ def _as_int16(voxels: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
     return np.ascontiguousarray(voxels)
 
 
+def _unwritable(campaign: Campaign, error: OSError) -> Row:
+    """What a row says where the workspace cannot be written."""
+    what = "is full" if is_full(error) else "cannot be written"
+    return {"error": f"{campaign.workspace} {what}: {error}", "ends_stream": True}
+
+
 def _claim(campaign: Campaign, step: str, case_id: str) -> str:
-    """Note one more start of this case; the reason for refusing it, or ""."""
+    """Note one more start of this case; the reason for refusing it, or "". Raises OSError where no marker can be written."""
     workspace, limit = campaign.open_workspace(), campaign.cluster.max_attempts
-    for number in range(1, limit + 1):
+    here = _whereabouts()
+    starts = list[str]()
+    for number in range(1, FORGIVEN * limit + 1):
         marker = workspace.attempt(step, case_id, number)
-        marker.parent.mkdir(parents=True, exist_ok=True)
         try:
-            marker.touch(exist_ok=False)
+            patiently(partial(create, marker, here), campaign.cluster.patience_s)
         except FileExistsError:
+            starts.append(marker.read_text() if marker.exists() else "")
+            if _blame(starts) >= limit:
+                break
             continue
         return ""
-    return f"started {limit} times without a result: it kills its process (out of memory, or a crash in a decoder)"
+    return f"started {len(starts)} times without a result: it kills its process (out of memory, or a crash in a decoder)"
+
+
+def _whereabouts() -> str:
+    """Which job this process works for, and on which node."""
+    if runs_in_process():
+        return f"{os.getpid()} here"
+    import ray
+
+    context = ray.get_runtime_context()
+    return f"{context.get_job_id()} {context.get_node_id()}"
+
+
+def _blame(starts: Sequence[str]) -> int:
+    """How many of the starts, as `_whereabouts` told them, ended by themselves; of the others every third counts."""
+    job, node = _whereabouts().split()
+    nodes = {node}
+    if not runs_in_process():
+        import ray
+
+        nodes |= {known["NodeID"] for known in ray.nodes() if known["Alive"]}
+    own = sum(start.partition(" ")[0] == job and start.partition(" ")[2] in nodes for start in starts)
+    return own + (len(starts) - own) // FORGIVEN
 
 
 def _release(campaign: Campaign, step: str, case_id: str) -> None:
     """Clear a case's ledger of one step: the process has outlived it, whatever came of the case."""
     workspace = campaign.open_workspace()
-    for number in range(1, campaign.cluster.max_attempts + 1):
-        workspace.attempt(step, case_id, number).unlink(missing_ok=True)
+    for number in range(1, FORGIVEN * campaign.cluster.max_attempts + 1):
+        try:
+            patiently(workspace.attempt(step, case_id, number).unlink, campaign.cluster.patience_s)
+        except FileNotFoundError:
+            return
 
 
 def forget_attempts(campaign: Campaign, round_index: int, case_id: str) -> None:
     """Clear a case's ledger: when it is done, or when someone asks to try it again."""
-    for step in ("read", "predict", "finish"):
+    for step in STEPS:
         _release(campaign, f"{step}-{round_index:03d}", case_id)
 
 
@@ -376,8 +479,11 @@ class Ensemble:
         if row["error"]:
             return result
         step = f"predict-{self.round:03d}"
-        if refusal := _claim(self.campaign, step, row["case_id"]):
-            return {**result, "error": refusal}
+        try:
+            if refusal := _claim(self.campaign, step, row["case_id"]):
+                return {**result, "error": refusal}
+        except OSError as error:
+            return {**result, **_unwritable(self.campaign, error)}
         watch = Stopwatch(row["stages"])
         try:
             if self.members:
@@ -456,27 +562,34 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     checkpoints = json.loads(row["checkpoints"])
     _, probabilities, absent = packed_probabilities(row)
     case_id, watch = row["case_id"], Stopwatch(row["stages"])
-    result = {key: row[key] for key in ("case_id", "error", "actor_peak_mb")} | {"finish_peak_mb": 0.0}
+    result = {key: row[key] for key in ("case_id", "error", "ends_stream", "actor_peak_mb")} | {"finish_peak_mb": 0.0}
     if row["error"]:
         return {**result, "stages": watch.record()}
-    if refusal := _claim(campaign, f"finish-{round_index:03d}", case_id):
-        return {**result, "error": refusal, "stages": watch.record()}
     case = Case.model_validate_json(row["case"])
     grid = Volume(_no_voxels(row["shape"]), np.array(row["affine"]), header_from_bytes(row["header"]))
-    with new_folder(campaign.open_workspace().prediction(round_index, case_id)) as folder:
-        finish(
-            folder,
-            campaign,
-            case,
-            grid,
-            probabilities,
-            round_index=round_index,
-            checkpoints=checkpoints,
-            absent=absent,
-            key=Identity.of(campaign, checkpoints).key(case),
-            watch=watch,
-        )
-    forget_attempts(campaign, round_index, case_id)
+
+    def write() -> None:
+        with new_folder(campaign.open_workspace().prediction(round_index, case_id)) as folder:
+            finish(
+                folder,
+                campaign,
+                case,
+                grid,
+                probabilities,
+                round_index=round_index,
+                checkpoints=checkpoints,
+                absent=absent,
+                key=Identity.of(campaign, checkpoints).key(case),
+                watch=watch,
+            )
+
+    try:
+        if refusal := _claim(campaign, f"finish-{round_index:03d}", case_id):
+            return {**result, "error": refusal, "stages": watch.record()}
+        patiently(write, campaign.cluster.patience_s)
+        forget_attempts(campaign, round_index, case_id)
+    except OSError as error:
+        result |= _unwritable(campaign, error)
     return {**result, "stages": watch.record(), "finish_peak_mb": peak_mb()}
 
 

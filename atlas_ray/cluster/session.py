@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,6 +41,21 @@ def ray_cpus() -> float:
     return float(ray.cluster_resources().get("CPU", 1.0))
 
 
+class Terminated(BaseException):
+    """This process was told to end: every `with` block on the way out is left in good order, the lock's too."""
+
+
+def end_when_told() -> None:
+    """From here on SIGTERM, by which schedulers announce that a machine is taken away, raises Terminated in the main thread."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough; a second must not interrupt the way out
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Join the cluster named by RAY_ADDRESS (set inside a Ray job), or start one on this machine and stop it afterwards."""
@@ -52,6 +69,7 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    told = signal.getsignal(signal.SIGTERM)
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
@@ -65,6 +83,8 @@ def ray_session() -> Iterator[None]:
             logging_level=logging.WARNING,
             _node_ip_address="127.0.0.1",
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, told)  # Ray has put a handler of its own there
     try:
         yield
     finally:

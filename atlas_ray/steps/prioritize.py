@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from atlas_ray.annotation.database import open_database
+from atlas_ray.annotation.database import Database, with_database
 from atlas_ray.annotation.drafts import read_provenance
 from atlas_ray.annotation.queue import Queue, QueueEntry
 from atlas_ray.annotation.review import with_second_readings
@@ -41,15 +41,14 @@ def prioritize_step(campaign: Campaign, round_index: int) -> Budget:
         raise WorkspaceError(
             f"round {round_index} has no prediction to rank; run `python -m jobs.predict CONFIG --round {round_index}`"
         )
-    with open_database(campaign.database_url) as database:
-        times = logged_times(campaign, Revisions(database), round_index)
+    url, patience_s = campaign.database_url, campaign.cluster.patience_s
+    times = with_database(url, lambda database: logged_times(campaign, Revisions(database), round_index), patience_s)
     ranked = informed(campaign.strategy, times.teach).rank(open_questions(workspace, scores))
     budget = campaign.effort.budget(ranked, round_index)
     entries = with_second_readings(
         queue_entries(campaign, round_index, ranked, budget), round_index, campaign.annotation.double_reading_share
     )
-    with open_database(campaign.database_url) as database:
-        Queue(database, lease_minutes=campaign.annotation.lease_minutes).fill(round_index, entries)
+    with_database(url, lambda database: Queue(database).fill(round_index, entries), patience_s)
     csv, parquet = workspace.priority_csv(round_index), workspace.priority_parquet(round_index)
     csv.parent.mkdir(parents=True, exist_ok=True)
     write_priority(ranked, scores, csv_path=csv, parquet_path=parquet)
@@ -168,8 +167,11 @@ def queue_labels_step(campaign: Campaign, round_index: int) -> int:
     """
     cases = labels_to_review(campaign)
     entries = [QueueEntry(case_id=c.case_id, organs=c.labeled_organs, rank=rank) for rank, c in enumerate(cases, 1)]
-    with open_database(campaign.database_url) as database:
-        new = Queue(database).fill(round_index, entries, user="review", state="submitted")
+
+    def fill(database: Database) -> int:
+        return Queue(database).fill(round_index, entries, user="review", state="submitted")
+
+    new = with_database(campaign.database_url, fill, campaign.cluster.patience_s)
     campaign.open_workspace().finish_step(round_index, QUEUE_LABELS, now())
     return new
 

@@ -3,6 +3,8 @@
 import contextlib
 import multiprocessing
 import sqlite3
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +17,16 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.schema import CreateTable
 
-from atlas_ray.annotation.database import Database, events, metadata, open_database, schema_version, sqlite_url, utc_now
+from atlas_ray.annotation.database import (
+    Database,
+    events,
+    metadata,
+    open_database,
+    schema_version,
+    sqlite_url,
+    utc_now,
+    with_database,
+)
 from atlas_ray.annotation.queue import Queue, QueueEntry
 from atlas_ray.annotation.revisions import Revisions
 from atlas_ray.exceptions import ConfigError, WorkspaceError
@@ -51,6 +62,36 @@ def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
         connection.execute(insert(events), [row, row])  # the second has the event_id of the first
     with database.read() as connection:
         assert connection.execute(select(events)).all() == []
+
+
+def locked_elsewhere(path: Path, seconds: float) -> threading.Thread:
+    """Another connection holds the file for a while."""
+    held = threading.Event()
+
+    def hold() -> None:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            held.set()
+            time.sleep(seconds)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    return thread
+
+
+def test_a_database_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas_ray.annotation.database.BUSY_TIMEOUT_S", 0.05)
+    path = tmp_path / "annotation.db"
+    open_database(sqlite_url(path)).close()
+    entries = [QueueEntry(case_id="a", organs=("liver",), rank=1)]
+    thread = locked_elsewhere(path, 0.5)
+    assert with_database(sqlite_url(path), lambda database: Queue(database).fill(1, entries), patience_s=30) == 1
+    thread.join()
+    thread = locked_elsewhere(path, 0.5)
+    with pytest.raises(WorkspaceError, match="locked"):
+        with_database(sqlite_url(path), lambda database: Queue(database).fill(1, entries), patience_s=0)
+    thread.join()
 
 
 def test_readers_do_not_wait_for_a_writer(database: Database) -> None:

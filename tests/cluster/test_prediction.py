@@ -4,6 +4,7 @@ Two networks with a known answer: an nnU-Net whose weights are set by hand so th
 and a U-Net that says "liver, 73 %" everywhere. Together they call liver exactly the bright cube, and disagree everywhere else.
 """
 
+import errno
 import json
 import subprocess
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from atlas_ray.cluster.prediction import (
     Row,
     finish_case,
     forget_attempts,
+    plan_predictions,
     predict_cases,
     read_case,
     retry_failed,
@@ -37,6 +39,7 @@ from atlas_ray.records import Case
 from atlas_ray.segmentation.architectures import NNUNet, UNet
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
 from atlas_ray.segmentation.pseudo_labels import native_slabs
+from atlas_ray.storage import create
 from atlas_ray.workspace import Workspace, anatomy_in, read_sums
 
 # Ray Data 2.60 sets its own deprecated options whenever it makes a context
@@ -386,6 +389,79 @@ def test_a_finished_case_leaves_no_attempt_behind(campaign: Campaign, workspace:
 def test_without_a_checkpoint_the_message_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(AtlasError, match=r"nnunet\.pt is missing; run `python -m jobs\.train CONFIG --round 0`"):
         predict_cases(make_campaign(tmp_path), 0, [])
+
+
+# --- what is no case's fault ----------------------------------------------------------------------------------------
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
+    """The disk is full the first `times` times that a case is finished; the list of the cases tried."""
+    tried: list[str] = []
+    finish = prediction.finish
+
+    def finish_or_not(folder: Path, campaign: Campaign, case: Case, *args: Any, **kwargs: Any) -> None:
+        tried.append(case.case_id)
+        if len(tried) <= times:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finish(folder, campaign, case, *args, **kwargs)
+
+    monkeypatch.setattr(prediction, "finish", finish_or_not)
+    return tried
+
+
+def test_a_disk_that_is_full_for_a_moment_costs_nothing(
+    in_this_process: None, campaign: Campaign, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = full_disk(monkeypatch, times=1)
+    assert done_now(campaign, [save_case(tmp_path, "a")]) == ["a"]
+    assert tried == ["a", "a"]
+    assert list(workspace.predictions(0).glob(".*")) == []
+
+
+def test_a_disk_that_stays_full_ends_the_job_and_blames_no_case(
+    in_this_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = make_campaign(tmp_path, cluster={"patience_s": 0})
+    save_networks(campaign)
+    cases = [save_case(tmp_path, name) for name in "ab"]
+    with monkeypatch.context() as patch:
+        full_disk(patch, times=1)
+        with pytest.raises(AtlasError, match=r"workspace is full: .*No space left.*run the same command"):
+            predict_cases(campaign, 0, cases)
+    assert campaign.open_workspace().quarantined() == []
+    assert done_now(campaign, cases) == ["a", "b"]
+    assert attempts(campaign.open_workspace()) == []
+
+
+def test_starts_that_ended_with_their_node_or_job_count_a_third(
+    in_this_process: None, campaign: Campaign, workspace: Workspace, tmp_path: Path
+) -> None:
+    """Spot nodes come and go; but a case that takes its node along every time must not do so for ever."""
+    case, limit = save_case(tmp_path, "a"), campaign.cluster.max_attempts
+    for number in range(1, 3 * limit):
+        create(workspace.attempt("read-000", "a", number), "another_job another_node")
+    assert read_row(campaign, case)["error"] == ""
+    for number in range(1, 3 * limit + 1):
+        create(workspace.attempt("read-000", "a", number), "another_job another_node")
+    assert "started 9 times without a result" in read_row(campaign, case)["error"]
+
+
+def test_cases_that_were_started_before_come_last(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
+    cases = [save_case(tmp_path, name) for name in "abcd"]
+    create(workspace.attempt("predict-000", "b", 1), "another_job another_node")
+    assert [case.case_id for case in plan_predictions(campaign, 0, cases).todo] == ["a", "c", "d", "b"]
+
+
+def test_what_a_dead_job_left_is_gone_after_the_next(
+    in_this_process: None, campaign: Campaign, workspace: Workspace, tmp_path: Path
+) -> None:
+    case = save_case(tmp_path, "a")
+    done_now(campaign, [case])
+    (workspace.predictions(0) / ".a.0123.partial").mkdir()
+    create(workspace.attempt("finish-000", "a", 1), "another_job another_node")
+    assert done_now(campaign, [case]) == []
+    assert list(workspace.predictions(0).glob(".*")) == []
+    assert attempts(workspace) == []
 
 
 # --- what is done again ---------------------------------------------------------------------------------------------

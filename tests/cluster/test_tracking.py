@@ -3,12 +3,13 @@
 import json
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atlas_ray.cluster.tracking import KEY_TAG, Run, round_run, step_run
+from atlas_ray.cluster.tracking import KEY_TAG, Run, replay, round_run, step_run
 from atlas_ray.config import Campaign
 
 pytestmark = [
@@ -208,6 +209,50 @@ def test_a_server_lost_halfway_costs_nothing_but_a_line(tmp_path: Path, caplog: 
         run.metrics({"train/loss": 1.0})
     assert len(caplog.records) == 1
     assert backlog(tmp_path)[0]["values"] == {"train/loss": 1.0}
+
+
+def test_what_waited_is_told_when_the_server_is_back(campaign: Campaign, client: Any, store: Path, tmp_path: Path) -> None:
+    """Everything a run can be told, in runs that did not exist; what was away is MLflow, the workspace is the same."""
+    (tmp_path / "priority.csv").write_text("rank,case\n1,a\n")
+    before = time.time()
+    with round_run(away(store), 12) as parent, step_run(away(store), 12, "prioritize") as run:
+        run.metrics({"dice/mean": 0.75}, step=2)
+        run.params({"cases": "4"})
+        run.tags({"sha256": "abc"})
+        run.artifact(tmp_path / "priority.csv", "lists")
+        run.artifact(tmp_path / "gone.csv")
+        run.table("organs", ("organ", "dice"), [("liver", 0.5)])
+        run.dataset("pool", sha256="d" * 64, source=tmp_path, profile={"cases": 4})
+        run.register("waited-unet", "aaaa", alias="champion", tags={"round": "12"})
+    assert parent.run_id is run.run_id is None
+    time.sleep(0.1)
+    with step_run(campaign, 12, "evaluate") as other:
+        pass
+
+    assert not (store / "tracking_backlog.jsonl").exists()
+    found = client.search_runs([client.get_run(other.run_id).info.experiment_id], "tags.round = '012'")
+    runs = {entry.data.tags[KEY_TAG]: entry for entry in found}
+    assert set(runs) == {"round-012", "round-012/prioritize", "round-012/evaluate"}
+    told = runs["round-012/prioritize"]
+    assert told.info.status == runs["round-012"].info.status == "FINISHED"
+    assert told.data.tags["mlflow.parentRunId"] == runs["round-012"].info.run_id
+    (point,) = client.get_metric_history(told.info.run_id, "dice/mean")
+    assert (point.value, point.step) == (0.75, 2)
+    assert before <= point.timestamp / 1000 <= before + 60
+    assert told.data.params["cases"] == "4"
+    assert told.data.tags["sha256"] == "abc"
+    assert {file.path for file in client.list_artifacts(told.info.run_id)} == {"lists", "organs.json"}
+    assert [entry.dataset.name for entry in told.inputs.dataset_inputs] == ["pool"]
+    assert client.get_model_version_by_alias("waited-unet", "champion").tags["sha256"] == "aaaa"
+    assert runs["round-012"].data.params["patches.patch"] == "[16, 16, 16]"
+
+
+def test_what_waits_waits_on_while_the_server_is_away(tmp_path: Path) -> None:
+    with step_run(away(tmp_path), 0, "evaluate") as run:
+        run.metrics({"dice/mean": 0.75})
+    waiting = backlog(tmp_path)
+    assert replay(away(tmp_path)) == len(waiting) == 2
+    assert backlog(tmp_path) == waiting
 
 
 def test_a_password_reaches_neither_log_nor_backlog(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,16 @@
+"""The fault campaign in small: the driver and an actor are killed, some inputs are damaged (benchmarks/faults.py is the large one)."""
+
+from pathlib import Path
+
+import pytest
+from chaos import Setting, campaign_with_faults, hosts
+
+
+@pytest.mark.slow
+def test_a_job_whose_actor_and_driver_are_killed_loses_nothing(tmp_path: Path) -> None:
+    with hosts(0) as cluster:
+        setting = Setting(cluster, cases=14, edge=16, corrupt=0.15)
+        outcome = campaign_with_faults(tmp_path, setting, ["actor", "driver"], seed=4)
+    assert outcome.violations == []
+    assert sorted(outcome.faults) == ["actor", "driver"]
+    assert outcome.starts == 2
