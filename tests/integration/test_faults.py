@@ -1,4 +1,4 @@
-"""The fault campaign in small: the driver and an actor are killed, some inputs are damaged (benchmarks/faults.py is the large one)."""
+"""The fault campaign in small: driver and actor are killed, some inputs are damaged. The large one is benchmarks/faults.py."""
 
 from pathlib import Path
 
