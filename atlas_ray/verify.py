@@ -142,7 +142,9 @@ def _stale(campaign: Campaign, config: str) -> Iterator[Finding]:
     plan = plan_predictions(campaign, r, to_predict(campaign, ("train", "pool", "holdout")))
     for case in plan.todo:
         if case.case_id in predicted:
-            detail = "made from another image, other weights, parameters or code"
+            key, wanted = workspace.case_scores(r, case.case_id).key, plan.identity.key(case)
+            same = key.partition("-")[0] == wanted.partition("-")[0]
+            detail = "made by another version of the code" if same else "made from another image, other weights or parameters"
             yield Finding(problem="stale", path=str(workspace.prediction(r, case.case_id)), detail=detail, mend=mend)
         elif "predict" in workspace.finished_steps(r):
             yield Finding(

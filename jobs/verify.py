@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_ray.job import ConfigArgument, SetOption, open_campaign, out, print_table, progress, run
+from atlas_ray.job import ConfigArgument, SetOption, open_campaign, out, progress, run
 from atlas_ray.verify import folders_to_check, verify
 
 ImagesOption = Annotated[bool, typer.Option("--images", help="Read every image again, too: as long as copying the data takes.")]
@@ -21,11 +21,9 @@ def main(config: ConfigArgument, images: ImagesOption = False, set_: SetOption =
     if not findings:
         out.print("nothing is missing, stale or altered")
         return
-    print_table(
-        f"{len(findings)} findings",
-        ("problem", "path", "detail", "mend"),
-        [(f.problem, f.path, f.detail, f.mend) for f in findings],
-    )
+    for found in findings:  # a line each: a table would cut the paths
+        out.print(f"{found.problem}: {found.path}: {found.detail}; mend: {found.mend}", markup=False, soft_wrap=True)
+    out.print(f"{len(findings)} findings")
     raise typer.Exit(1)
 
 
