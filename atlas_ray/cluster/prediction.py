@@ -233,6 +233,17 @@ def _sha256(path: Path, round_index: int) -> str:
     return file_sha256(path)
 
 
+def check_members(campaign: Campaign) -> None:
+    """Load every member once, here and on the CPU: one that does not fit ends the step with its reason, not an actor's traceback.
+
+    Raises:
+        CheckpointError: files, keys or organs that do not fit.
+    """
+    organs = campaign.load_organs()
+    for member in campaign.members:
+        member.load(organs, data_root=campaign.data_root, device="cpu", precision="float32")
+
+
 def stream(campaign: Campaign, round_index: int, items: Sequence[Row], finish: Callable[..., Row]) -> Iterator[Row]:
     """Predict cases with a round's checkpoints and do something with the probabilities.
 
@@ -241,6 +252,7 @@ def stream(campaign: Campaign, round_index: int, items: Sequence[Row], finish: C
         finish: a module's function of (row, campaign_json, round_index) that gives a small row, such as `finish_case`.
 
     Raises:
+        CheckpointError: a member does not fit.
         AtlasError: the workspace cannot be written, or the cluster keeps ending the stream; what is finished is kept.
     """
     plan: dict[str, Any] = {"campaign_json": campaign.model_dump_json(), "round_index": round_index}
@@ -248,6 +260,7 @@ def stream(campaign: Campaign, round_index: int, items: Sequence[Row], finish: C
         ensemble = Ensemble(**plan)
         yield from (_go_on(finish(ensemble(read_case(item, **plan)), **plan)) for item in items)
         return
+    check_members(campaign)
     # Ray Data keeps about 10 kB of statistics per block until a stream ends; streams that end keep the driver's memory flat.
     most = campaign.cluster.cases_per_stream
     for first in range(0, len(items), most):

@@ -169,3 +169,9 @@ def test_a_member_that_is_not_there_ends_the_step_before_it_begins(root: Path) -
     campaign = campaign_of(root, [member(sha256="0" * 64)], with_unet=False)
     with pytest.raises(CheckpointError, match=r"member 'bright' \(bright.pt\) has sha256 .*; 0{64} is asked for"):
         predict_cases(campaign, 0, [save_case(root)])
+
+
+def test_a_member_that_does_not_fit_ends_the_step_before_ray_begins(root: Path) -> None:
+    campaign = campaign_of(root, [member(organs={7: "liver"})], with_unet=False)
+    with pytest.raises(CheckpointError, match=r"member 'bright' \(bright.pt\) has no label '7'; it has output 0 \(0\)"):
+        predict_cases(campaign, 0, [save_case(root)])
