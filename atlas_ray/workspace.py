@@ -253,6 +253,18 @@ class Workspace:
         """A workspace within this one: the same cases and networks, looked at with another attention."""
         return self.root / "other_attention" / mode
 
+    def attention_detector(self, round_index: int) -> Path:
+        """What this round's revisions taught about errors; later rounds look with it."""
+        return self.round(round_index) / "attention_detector.json"
+
+    def latest_detector(self, *, before: int) -> Path | None:
+        """The newest detector learned in a round before one."""
+        paths = (self.attention_detector(r) for r in range(before - 1, -1, -1))
+        return next((path for path in paths if path.exists()), None)
+
+    def candidates(self, round_index: int, case_id: str) -> Path:
+        return candidates_in(self.prediction(round_index, case_id))
+
     def label_quality_csv(self, round_index: int) -> Path:
         return self.round(round_index) / "label_quality.csv"
 
@@ -435,6 +447,11 @@ def anatomy_in(prediction: Path) -> Path:
 
 def components_in(prediction: Path) -> Path:
     return prediction / "components.jsonl"
+
+
+def candidates_in(prediction: Path) -> Path:
+    """What calibrated attention chose from."""
+    return prediction / "candidates.npz"
 
 
 def scores_in(prediction: Path) -> Path:

@@ -1,9 +1,9 @@
-"""Where an ensemble's prediction is likely to be wrong: criteria per voxel and organ, and two modes that join them.
+"""Where an ensemble's prediction is likely to be wrong: criteria per voxel and organ, and three modes that join them.
 
 A criterion turns probabilities into evidence; where evidence exceeds its threshold it fires. A mode opens what fired,
 numbers the criteria as bits and adds up a heat. `FaithfulAttention` repeats the paper's authors to the constant
 (reference/paper-algorithm.md a.3, a.4); `PhysicalAttention` measures in millimeters, so that thin errors survive on
-thick slices and a size does not depend on the scanner's grid.
+thick slices and a size does not depend on the scanner's grid; `CalibratedAttention` learns from revisions which of it are errors.
 
 This file says what is measured and from where on it counts; `attention.kernels` computes it.
 
@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from atlas_ray.attention.anatomy_rules import AnatomyRules
+from atlas_ray.attention.detector import BoostingLearner, Learner
 from atlas_ray.attention.rules import MAX_ARCHITECTURES, Kind, Rule, one_term_entropies
 from atlas_ray.attention.sparse import GridAttention
 from atlas_ray.exceptions import LabelError
@@ -269,7 +271,50 @@ class PhysicalAttention(Schema):
         return x, y, z
 
 
-Attention = Annotated[FaithfulAttention | PhysicalAttention, Field(discriminator="mode")]
+class CalibratedAttention(Schema):
+    """Candidates that a detector, learned from the annotator's revisions of earlier rounds, takes for errors (attention.detector).
+
+    Candidates are the components of a permissive physical attention and what anatomical rules point at. An organ without a
+    detector, as every organ of a first round, has `fallback`'s attention.
+
+    Args:
+        alpha: the expected share of an organ's error volume in a case that attention may miss; 0.1 takes at least 9 revised cases
+            with an error.
+        candidates: permissive criteria.
+        anatomy: what counts as implausible.
+        learner: what a detector is.
+        fallback: where there is no detector.
+    """
+
+    mode: Literal["calibrated"] = "calibrated"
+    alpha: float = Field(default=0.1, ge=0.001, lt=1)
+    candidates: PhysicalAttention = PhysicalAttention(
+        criteria=(PredictiveEntropy(threshold=0.5), Disagreement(threshold=0.05), Overlap(threshold=0.3))
+    )
+    anatomy: AnatomyRules = AnatomyRules()
+    learner: Learner = BoostingLearner()
+    fallback: PhysicalAttention = PhysicalAttention()
+
+    @model_validator(mode="after")
+    def _same_criteria(self) -> "CalibratedAttention":
+        if self.candidates.criterion_names != self.fallback.criterion_names:
+            own, other = ", ".join(self.candidates.criterion_names), ", ".join(self.fallback.criterion_names)
+            raise ValueError(f"candidates have {own}, fallback has {other}; both need the same criteria")
+        if len(self.candidates.criteria) > 7:
+            raise ValueError("candidates and fallback: at most 7 criteria, the eighth is anatomy")
+        return self
+
+    @property
+    def criterion_names(self) -> tuple[str, ...]:
+        """Names in bit order."""
+        return (*self.candidates.criterion_names, "anatomy")
+
+    @property
+    def min_component_mm3(self) -> float:
+        return min(self.candidates.min_component_mm3, self.fallback.min_component_mm3)
+
+
+Attention = Annotated[FaithfulAttention | PhysicalAttention | CalibratedAttention, Field(discriminator="mode")]
 
 
 # --- what both modes do ---------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def find_components(
         return attention, []
     from atlas_ray.attention import kernels  # numba takes a second to import
 
-    label_N, count = _labeled(attention.box, kernels.places_in(attention.box, attention.shape, attention.places_N))
+    label_N, count = labeled(attention)
     voxels_C, spans_C6, peaks_C, heat_sums_C, fired_CB = kernels.measured(
         label_N, count, attention.shape, attention.places_N, attention.bits_N, attention.heat_N
     )
@@ -73,6 +73,15 @@ def rank_components(components: Sequence[AttentionComponent]) -> list[AttentionC
     """All of a case's components, highest score first, numbered from 1; equal scores by organ, then box."""
     ordered = sorted(components, key=lambda c: (-c.score, c.organ, c.box))
     return [component.model_copy(update={"index": i}) for i, component in enumerate(ordered, 1)]
+
+
+def labeled(attention: OrganAttention) -> tuple[npt.NDArray[np.integer], int]:
+    """Component (26 neighbors) of each of its voxels, 1..C, and C."""
+    from atlas_ray.attention import kernels  # numba takes a second to import
+
+    if attention.box is None:
+        return np.empty(0, np.int64), 0
+    return _labeled(attention.box, kernels.places_in(attention.box, attention.shape, attention.places_N))
 
 
 def _labeled(box: tuple[Span, Span, Span], at_N: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.integer], int]:

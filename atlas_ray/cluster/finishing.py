@@ -12,14 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from atlas_ray.attention.absent import Known, known_by, look_among, voices
+from atlas_ray.attention.candidates import to_bytes
+from atlas_ray.attention.criteria import CalibratedAttention, FaithfulAttention, PhysicalAttention
+from atlas_ray.attention.detector import AttentionDetector
 from atlas_ray.attention.rules import mean_entropies
 from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, rank_components, strongest_heat
 from atlas_ray.attention.sparse import GridAttention, OrganAttention, joined
+from atlas_ray.cluster.calibrated import Predicted, candidates_of
 from atlas_ray.cluster.timing import Stopwatch, peak_mb
 from atlas_ray.config import Campaign
 from atlas_ray.organs import Organs
@@ -36,6 +41,7 @@ from atlas_ray.workspace import (
     anatomy_in,
     architecture_label_in,
     attention_in,
+    candidates_in,
     components_in,
     heat_in,
     pseudo_label_in,
@@ -101,11 +107,13 @@ class Findings:
         label: the ensemble's label map.
         own_labels: each architecture's.
         attention_K: of each organ.
+        candidates_K: of each organ, what calibrated attention chooses from.
     """
 
     label: Canvas
     own_labels: dict[str, Canvas]
     attention_K: tuple[AttentionParts, ...]
+    candidates_K: tuple[AttentionParts, ...] = ()
 
     def add(self, start: int, found: GridAttention) -> None:
         z = slice(start, start + found.label_XYZ.shape[2])
@@ -115,9 +123,16 @@ class Findings:
         for parts, part in zip(self.attention_K, found.organs, strict=True):
             parts.add(start, part)
 
+    def add_candidates(self, start: int, found: GridAttention) -> None:
+        for parts, part in zip(self.candidates_K, found.organs, strict=True):
+            parts.add(start, part)
+
     def attention(self, channel: int, grid: Volume) -> OrganAttention:
         """One organ's, on the image's own grid; to be asked for once."""
-        return self.attention_K[channel].join(self.label.ras_XYZ.shape).turned(*axes_from_ras(grid))
+        return self.in_ras(self.attention_K, channel).turned(*axes_from_ras(grid))
+
+    def in_ras(self, parts_K: Sequence[AttentionParts], channel: int) -> OrganAttention:
+        return parts_K[channel].join(self.label.ras_XYZ.shape)
 
 
 def finish(
@@ -132,6 +147,8 @@ def finish(
     key: str,
     absent: dict[str, tuple[str, ...]] | None = None,
     watch: Stopwatch,
+    detector: AttentionDetector | None = None,
+    image_XYZ: npt.NDArray[np.int16] | None = None,
 ) -> None:
     """Write every file of one prediction into an empty folder, checksums before scores.json, which is last.
 
@@ -142,10 +159,11 @@ def finish(
         absent: member -> organs that it does not know.
         key: of the result (identity.py).
         watch: of the case; gets a lap per stage.
+        detector, image_XYZ: for calibrated attention: what was learned so far, and the CT at the networks' spacing.
     """
     organs = campaign.load_organs()
     known_MK = known_by(tuple(checkpoints), absent or {}, organs)
-    found = look(campaign, case, grid, probabilities, organs, tuple(checkpoints), watch, known_MK=known_MK)
+    found = look(campaign, case, grid, probabilities, organs, tuple(checkpoints), watch, known_MK=known_MK, detector=detector)
     with watch("clean"):
         if campaign.pseudo_labels.largest_component:
             found.label.voxels = clean_label_map(found.label.voxels, organs)
@@ -158,10 +176,21 @@ def finish(
     scores: list[OrganScores] = []
     strongest = np.zeros(grid.shape, np.uint8, order="F")
     mode = campaign.attention
+    chosen: dict[str, OrganAttention] = {}
+    if isinstance(mode, CalibratedAttention):
+        with watch("candidates"):
+            permissive = {name: found.in_ras(found.candidates_K, channel) for channel, name in enumerate(organs.names)}
+            seen = Predicted(probabilities, known_MK, image_XYZ, found.label.ras_XYZ, reorient(grid).spacing)
+            candidates = candidates_of(mode, permissive, seen, organs, skip=_labeled(case))
+            write_atomically(candidates_in(folder), to_bytes(candidates))
+            if detector is not None:
+                shown = {name: detector.attention(name, own) for name, own in candidates.items() if detector.of(name)}
+                chosen = {name: own.turned(*axes_from_ras(grid)) for name, own in shown.items()}
     for channel, name in enumerate(organs.names):
         with watch("components"):
+            plain = found.attention(channel, grid)  # asked for in any case, which closes its file
             attention, listed = find_components(
-                found.attention(channel, grid),
+                chosen.get(name, plain),
                 organ=name,
                 criterion_names=mode.criterion_names,
                 spacing=grid.spacing,
@@ -218,51 +247,65 @@ def look(
     watch: Stopwatch,
     *,
     known_MK: Known | None = None,
+    detector: AttentionDetector | None = None,
 ) -> Findings:
-    """Labels and attention on the image's own grid.
+    """Labels and attention on the image's own grid. Calibrated attention looks twice: for candidates, and with its fallback at the
+    organs that have no detector.
 
     Args:
         known_MK: which member knows which organ; None where all know all.
     """
-    ras, memory_mb = reorient(grid), SLAB_MB
-    attend = _attention(campaign)
+    ras, memory_mb, mode = reorient(grid), SLAB_MB, campaign.attention
+    is_calibrated = isinstance(mode, CalibratedAttention)
+    candidates, plain = (mode.candidates, mode.fallback) if isinstance(mode, CalibratedAttention) else (mode, mode)
+    attend, attend_candidates = _attention(campaign, plain), _attention(campaign, candidates)
     if known_MK is not None and not known_MK.all():
-        attend = partial(look_among, attend, known_MK)
+        attend, attend_candidates = partial(look_among, attend, known_MK), partial(look_among, attend_candidates, known_MK)
         memory_mb *= len(known_MK) / len(voices(known_MK))
     with watch("support"):
         counted = support(probabilities, campaign.pseudo_labels)
-    halo = campaign.attention.halo(ras.spacing)[2]
+    halo = max(m.halo(ras.spacing)[2] for m in (candidates, plain))
     slabs = native_slabs(probabilities, counted, ras.shape, halo=halo, memory_mb=memory_mb)
-    found = Findings(Canvas(grid), {name: Canvas(grid) for name in architectures}, tuple(AttentionParts() for _ in organs))
-    # A training case needs no attention where it is labeled; a holdout is watched whole.
-    skip = frozenset(case.labeled_organs) if case.split == "train" else frozenset()
+    found = Findings(
+        Canvas(grid),
+        {name: Canvas(grid) for name in architectures},
+        tuple(AttentionParts() for _ in organs),
+        tuple(AttentionParts() for _ in organs) if is_calibrated else (),
+    )
+    skip = _labeled(case)
+    learned = frozenset(name for name in organs.names if detector is not None and detector.of(name))
     while True:
         with watch("inverse"):
             slab = next(slabs, None)
         if slab is None:
             return found
+        how: dict[str, Any] = {
+            "support_MXYZ": slab.support_MXYZ,
+            "organs": organs,
+            "spacing": ras.spacing,
+            "label_threshold": campaign.pseudo_labels.threshold,
+            "inner": slice(slab.context, slab.context + slab.stop - slab.start),
+        }
         with watch("attention"):
-            part = attend(
-                slab.bytes_MKXYZ,
-                support_MXYZ=slab.support_MXYZ,
-                organs=organs,
-                spacing=ras.spacing,
-                skip=skip,
-                label_threshold=campaign.pseudo_labels.threshold,
-                inner=slice(slab.context, slab.context + slab.stop - slab.start),
-            )
-        found.add(slab.start, part)
+            found.add(slab.start, attend(slab.bytes_MKXYZ, skip=skip | learned, **how))
+            if is_calibrated:
+                found.add_candidates(slab.start, attend_candidates(slab.bytes_MKXYZ, skip=skip, **how))
 
 
-def _attention(campaign: Campaign) -> Callable[..., GridAttention]:
+def _labeled(case: Case) -> frozenset[str]:
+    """A training case needs no attention where it is labeled; a holdout is watched whole."""
+    return frozenset(case.labeled_organs) if case.split == "train" else frozenset()
+
+
+def _attention(campaign: Campaign, mode: FaithfulAttention | PhysicalAttention) -> Callable[..., GridAttention]:
     """The mode's `look`: on the task's share of a GPU if it has one, else on its core."""
     if not campaign.cluster.gpus_per_task:
-        return partial(campaign.attention.look, own_labels=True, threads=1)
+        return partial(mode.look, own_labels=True, threads=1)
     import torch
 
     from atlas_ray.attention import packed
 
-    return partial(packed.look, campaign.attention, device="cuda" if torch.cuda.is_available() else "cpu")
+    return partial(packed.look, mode, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def doubts(probabilities: PackedProbabilities, channel: int, members: Sequence[int]) -> tuple[float, float]:

@@ -48,10 +48,11 @@ class Identity:
     any_code: bool
 
     @classmethod
-    def of(cls, campaign: Campaign, checkpoints: dict[str, str]) -> "Identity":
+    def of(cls, campaign: Campaign, checkpoints: dict[str, str], *, detector: str = "") -> "Identity":
         """
         Args:
             checkpoints: architecture -> sha256 of its weights.
+            detector: sha256 of the learned detector that attention uses, "" where it uses none.
         """
         parts = [
             sorted(checkpoints.items()),
@@ -60,6 +61,7 @@ class Identity:
             campaign.inference.model_dump(mode="json", exclude=SPREADING),
             campaign.pseudo_labels.model_dump(mode="json"),
             campaign.attention.model_dump(mode="json"),
+            *([detector] if detector else []),
         ]
         return cls(_digest(json.dumps(parts, sort_keys=True)), code_digest(), not campaign.cluster.recompute_for_new_code)
 

@@ -17,6 +17,7 @@ Keys of a row, in the order they appear (one row, one case, one block):
     checkpoints   str       architecture or member -> sha256 of its weights, as JSON
     absent        str       member -> organs that it does not know, as JSON
     packed_NAME   bytes     probabilities of one of them (segmentation.packed); None in an error row
+    candidates_image        int16   the image once more, behind the ensemble; only where attention is calibrated
     actor_peak_mb, finish_peak_mb   float   peak resident memory of the process that did it
 
 A bad case becomes an error row; it never ends the stream. A case that kills its process is started `max_attempts` times and then
@@ -40,6 +41,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from atlas_ray.attention.criteria import CalibratedAttention
+from atlas_ray.cluster.calibrated import detector_of
 from atlas_ray.cluster.finishing import finish
 from atlas_ray.cluster.identity import Identity
 from atlas_ray.cluster.metrics import StreamMetrics
@@ -168,7 +171,7 @@ def plan_predictions(campaign: Campaign, round_index: int, cases: Sequence[Case]
         CheckpointError: the files of a member are missing, or not the ones that were asked for.
     """
     workspace = campaign.open_workspace()
-    identity = Identity.of(campaign, checkpoint_shas(campaign, round_index))
+    identity = Identity.of(campaign, checkpoint_shas(campaign, round_index), detector=detector_of(campaign, round_index).sha256)
     keys = result_keys(workspace, round_index)
     set_aside = {entry.case_id: entry for entry in workspace.quarantined() if entry.step == step_of(round_index)}
     todo, finished, failed = [], [], []
@@ -484,11 +487,16 @@ class Ensemble:
                 self.absent[given.name] = unknown
 
     def __call__(self, row: Row) -> Row:
-        """Predict one row; its images are dropped, its packed probabilities are added."""
+        """Predict one row; its images are dropped, its packed probabilities are added.
+
+        Candidates of calibrated attention are judged by the CT, too, which goes on to them as `candidates_image`.
+        """
         image, original = row.pop("image"), row.pop("original", None)
         packed = {_packed_key(name): None for name in self.checkpoints}
         known = {"checkpoints": json.dumps(self.checkpoints), "absent": json.dumps(self.absent)}
         result = {**row, **known, **packed, "actor_peak_mb": 0.0}
+        if isinstance(self.campaign.attention, CalibratedAttention):
+            result["candidates_image"] = image
         if row["error"]:
             return result
         step = f"predict-{self.round:03d}"
@@ -574,6 +582,7 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     campaign = Campaign.model_validate_json(campaign_json)
     checkpoints = json.loads(row["checkpoints"])
     _, probabilities, absent = packed_probabilities(row)
+    detector, image = detector_of(campaign, round_index), row.pop("candidates_image", None)
     case_id, watch = row["case_id"], Stopwatch(row["stages"])
     result = {key: row[key] for key in ("case_id", "error", "ends_stream", "actor_peak_mb")} | {"finish_peak_mb": 0.0}
     if row["error"]:
@@ -592,8 +601,10 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
                 round_index=round_index,
                 checkpoints=checkpoints,
                 absent=absent,
-                key=Identity.of(campaign, checkpoints).key(case),
+                key=Identity.of(campaign, checkpoints, detector=detector.sha256).key(case),
                 watch=watch,
+                detector=detector.learned,
+                image_XYZ=image,
             )
 
     try:

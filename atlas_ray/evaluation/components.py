@@ -53,6 +53,7 @@ class Detection(Schema):
         errors, hit: error regions, and how many of them attention covers.
         regions, right: attention regions, and how many of them lie on an error.
         error_voxels, attention_voxels, shared_voxels: of both maps, whatever the regions' size.
+        asked_voxels, missed_voxels: of the error regions that are large enough, and of those that attention does not cover.
     """
 
     errors: int = 0
@@ -62,6 +63,8 @@ class Detection(Schema):
     error_voxels: int = 0
     attention_voxels: int = 0
     shared_voxels: int = 0
+    asked_voxels: int = 0
+    missed_voxels: int = 0
 
     @property
     def sensitivity(self) -> float | None:
@@ -72,6 +75,11 @@ class Detection(Schema):
     def precision(self) -> float | None:
         """None where there is no attention."""
         return ratio(self.right, self.regions)
+
+    @property
+    def missed_share(self) -> float | None:
+        """Of the error volume, how much lies in regions that attention does not cover; what calibrated attention promises."""
+        return ratio(self.missed_voxels, self.asked_voxels)
 
     @property
     def voxel_sensitivity(self) -> float | None:
@@ -93,8 +101,8 @@ def detect(error_XYZ: Mask, attention_XYZ: Mask, spacing: Triple, rules: Rules) 
     window = box_of(error_XYZ | attention_XYZ)
     error, attention = error_XYZ[window], attention_XYZ[window]
     voxel_mm3 = float(np.prod(spacing))
-    errors, hit = _covered(error, attention, rules.min_error_mm3 / voxel_mm3, rules.min_overlap)
-    regions, right = _covered(attention, error, rules.min_attention_mm3 / voxel_mm3, rules.min_overlap)
+    errors, hit, asked, missed = _covered(error, attention, rules.min_error_mm3 / voxel_mm3, rules.min_overlap)
+    regions, right, _, _ = _covered(attention, error, rules.min_attention_mm3 / voxel_mm3, rules.min_overlap)
     return Detection(
         errors=errors,
         hit=hit,
@@ -103,6 +111,8 @@ def detect(error_XYZ: Mask, attention_XYZ: Mask, spacing: Triple, rules: Rules) 
         error_voxels=int(np.count_nonzero(error)),
         attention_voxels=int(np.count_nonzero(attention)),
         shared_voxels=int(np.count_nonzero(error & attention)),
+        asked_voxels=asked,
+        missed_voxels=missed,
     )
 
 
@@ -120,10 +130,12 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _covered(own: Mask, other: Mask, min_voxels: float, min_overlap: float) -> tuple[int, int]:
-    """How many regions of `own` are large enough, and how many of those `other` covers by more than `min_overlap`, or touches."""
+def _covered(own: Mask, other: Mask, min_voxels: float, min_overlap: float) -> tuple[int, int, int, int]:
+    """How many regions of `own` are large enough, how many of those `other` covers by more than `min_overlap`, or touches; and the
+    voxels of the former, and of those that are not covered."""
     labels, count = regions_of(own)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     shared = np.bincount(labels[other & own], minlength=count + 1)[1:]
     large = sizes >= max(1, min_voxels)
-    return int(large.sum()), int((large & (shared > 0) & (shared >= min_overlap * sizes)).sum())
+    covered = large & (shared > 0) & (shared >= min_overlap * sizes)
+    return int(large.sum()), int(covered.sum()), int(sizes[large].sum()), int(sizes[large & ~covered].sum())

@@ -12,10 +12,12 @@ from atlas_ray.annotation.merge import merge_case
 from atlas_ray.annotation.queue import Queue, WorkItem
 from atlas_ray.annotation.review import to_merge
 from atlas_ray.annotation.revisions import Revisions
+from atlas_ray.attention.criteria import CalibratedAttention
 from atlas_ray.cluster.tracking import step_run
 from atlas_ray.config import Campaign
 from atlas_ray.lock import check_lock
 from atlas_ray.organs import Organs
+from atlas_ray.steps.learn_attention import learn_attention_step
 from atlas_ray.volume import write_volume
 from atlas_ray.workspace import Workspace, seal
 
@@ -23,7 +25,8 @@ from atlas_ray.workspace import Workspace, seal
 def merge_step(campaign: Campaign, round_index: int) -> int:
     """Write the annotation of every submitted case that waits for no reviewer: draft plus its revisions, with provenance per organ.
 
-    Of a case that was read twice it is the reading that was taken. Returns how many.
+    Of a case that was read twice it is the reading that was taken. Calibrated attention then learns from what was changed. Returns
+    how many.
     """
     workspace, organs = campaign.open_workspace(), campaign.load_organs()
     with open_database(campaign.database_url) as database:
@@ -31,6 +34,8 @@ def merge_step(campaign: Campaign, round_index: int) -> int:
         for item in items:
             check_lock()
             _merge_one(workspace, round_index, item, Revisions(database), organs)
+    if isinstance(campaign.attention, CalibratedAttention):
+        learn_attention_step(campaign, round_index, mode=campaign.attention)
     with step_run(campaign, round_index, "merge") as run:
         run.metrics({"merge/cases": len(items)}, step=round_index)
     return len(items)
