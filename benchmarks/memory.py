@@ -114,6 +114,7 @@ def _finish(campaign: Campaign, packed: list[bytes], shape: Any, spacing: Any) -
             PackedProbabilities(packed),
             round_index=0,
             checkpoints=checkpoints,
+            key="",
             watch=Stopwatch(),
         )
 

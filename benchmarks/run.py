@@ -14,7 +14,7 @@ from measure import machine
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-NOT_BENCHMARKS = {"faults", "measure", "organ_case", "patients", "proof", "run"}
+NOT_BENCHMARKS = {"faults", "measure", "organ_case", "patients", "proof", "run", "stream"}
 HEAD = """# Benchmarks
 
 Made by `make bench` (one script alone: `make bench ARGS=attention`). Every ratio comes from variants run in turn in one process.

@@ -280,14 +280,15 @@ def campaign_with_faults(root: Path, setting: Setting, faults: Sequence[str], se
                 outcome.violations.append(f"{job.starts} starts, and still: {job.last_words()}")
                 break
             if upcoming and _finished(predictions) >= upcoming[0][0]:
-                _, fault = upcoming.pop(0)
+                moment, fault = upcoming.pop(0)
                 time.sleep(chance.uniform(0, 1))
                 if act[fault]():
                     outcome.faults.append(fault)
+                elif fault in ("actor", "worker"):  # none is at work just now
+                    upcoming.insert(0, (moment, fault))
             time.sleep(0.1)
         outcome.starts = job.starts
         if setting.tracking:
-            time.sleep(0 if _finished(predictions) else 1)
             setting.tracking.wait()
         away = setting.away_s if "database" in faults else 0
         if away:

@@ -1,5 +1,6 @@
 """Many small cases with a manifest and tiny networks, made in seconds: for tests and benchmarks of what surrounds the networks."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,13 @@ def make_campaign(root: Path, *, workspace: Path, **fields: Any) -> Path:
     return path
 
 
-def make_cases(root: Path, config: Path, count: int, *, edge: int = 24, distinct: int = 8) -> list[Case]:
+def make_cases(root: Path, config: Path, count: int, *, edge: int = 24, distinct: int = 8, linked: bool = False) -> list[Case]:
     """CT of `edge`^3 voxels of 2 mm, a few of them distinct and the others copies under names of their own; manifest and network.
 
     The manifest says what ingest would say of the files as they are now.
+
+    Args:
+        linked: the copies share their bytes.
     """
     campaign = load_config(config)
     images = root / "images"
@@ -58,7 +62,7 @@ def make_cases(root: Path, config: Path, count: int, *, edge: int = 24, distinct
     for n in range(count):
         path, (original, sha256) = images / f"case_{n:05d}.nii.gz", written[n % len(written)]
         if path != original:
-            shutil.copyfile(original, path)
+            (os.link if linked else shutil.copyfile)(original, path)
         grid = {"shape": (edge,) * 3, "spacing": (2.0,) * 3, "orientation": "RAS"}
         case = {"case_id": path.name.partition(".")[0], "image": str(path), "sha256": sha256, **grid}
         cases.append(Case.model_validate({**case, "source": "here", "license": "CC0-1.0", "split": "pool"}))
