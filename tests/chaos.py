@@ -227,6 +227,7 @@ class Setting:
         away_s: how long tracking and the database are away.
         full_s: how long at most the disk is full.
         patience_s: of the job.
+        hesitation_s: at most between the moment and the fault.
     """
 
     cluster: Hosts
@@ -237,6 +238,7 @@ class Setting:
     away_s: float = 60.0
     full_s: float = 16.0
     patience_s: float = 8.0
+    hesitation_s: float = 1.0
 
 
 def campaign_with_faults(root: Path, setting: Setting, faults: Sequence[str], seed: int) -> Outcome:
@@ -272,7 +274,7 @@ def campaign_with_faults(root: Path, setting: Setting, faults: Sequence[str], se
         }
         order = [fault for fault in faults if fault in act]
         chance.shuffle(order)
-        moments = sorted(chance.randrange(len(cases) - len(bad)) for _ in order)
+        moments = sorted(chance.randrange(3 * (len(cases) - len(bad)) // 4) for _ in order)
         predictions = load_config(config).open_workspace().predictions(0)
         upcoming = list(zip(moments, order, strict=True))
         while not job.has_succeeded():
@@ -281,12 +283,12 @@ def campaign_with_faults(root: Path, setting: Setting, faults: Sequence[str], se
                 break
             if upcoming and _finished(predictions) >= upcoming[0][0]:
                 moment, fault = upcoming.pop(0)
-                time.sleep(chance.uniform(0, 1))
+                time.sleep(chance.uniform(0, setting.hesitation_s))
                 if act[fault]():
                     outcome.faults.append(fault)
                 elif fault in ("actor", "worker"):  # none is at work just now
                     upcoming.insert(0, (moment, fault))
-            time.sleep(0.1)
+            time.sleep(0.05)
         outcome.starts = job.starts
         if setting.tracking:
             setting.tracking.wait()

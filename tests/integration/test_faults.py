@@ -9,7 +9,7 @@ from chaos import Setting, campaign_with_faults, hosts
 @pytest.mark.slow
 def test_a_job_whose_actor_and_driver_are_killed_loses_nothing(tmp_path: Path) -> None:
     with hosts(0) as cluster:
-        setting = Setting(cluster, cases=14, edge=16, corrupt=0.15)
+        setting = Setting(cluster, cases=20, edge=16, corrupt=0.15, hesitation_s=0)
         outcome = campaign_with_faults(tmp_path, setting, ["actor", "driver"], seed=4)
     assert outcome.violations == []
     assert sorted(outcome.faults) == ["actor", "driver"]
