@@ -416,21 +416,21 @@ def _claim(campaign: Campaign, step: str, case_id: str) -> str:
 
 def _whereabouts() -> str:
     """Which job this process works for, and on which node."""
-    if runs_in_process():
-        return f"{os.getpid()} here"
     import ray
 
+    if not ray.is_initialized():  # asking Ray for its context would start one
+        return f"{os.getpid()} here"
     context = ray.get_runtime_context()
     return f"{context.get_job_id()} {context.get_node_id()}"
 
 
 def _blame(starts: Sequence[str]) -> int:
     """How many of the starts, as `_whereabouts` told them, ended by themselves; of the others every third counts."""
+    import ray
+
     job, node = _whereabouts().split()
     nodes = {node}
-    if not runs_in_process():
-        import ray
-
+    if ray.is_initialized():
         nodes |= {known["NodeID"] for known in ray.nodes() if known["Alive"]}
     own = sum(start.partition(" ")[0] == job and start.partition(" ")[2] in nodes for start in starts)
     return own + (len(starts) - own) // FORGIVEN
