@@ -86,6 +86,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("nnUNet_compile", "false")
         patch.setattr(multiprocessing, "get_context", lambda kind=None: in_threads)
         from nnunetv2.experiment_planning import plan_and_preprocess_api as api
+        from nnunetv2.utilities import utils
+
+        patch.setattr(utils, "Pool", multiprocessing.pool.ThreadPool)  # it would fork this process and all its threads
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
         threads = torch.get_num_threads()
