@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import nibabel
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nibabel.save(nibabel.Nifti1Image(label, np.diag([1.5, 1.5, 2.0, 1])), raw / "labelsTr" / f"c{i}.nii.gz")
     (raw / "dataset.json").write_text(json.dumps(DATASET))
     in_threads = types.SimpleNamespace(Pool=multiprocessing.pool.ThreadPool)  # a new process imports torch for ten seconds
-    with pytest.MonkeyPatch.context() as patch, quiet():
+    with pytest.MonkeyPatch.context() as patch, quiet(), matplotlib.rc_context():  # its curves set the fonts of all plots
         for key in ("raw", "preprocessed", "results"):
             patch.setenv(f"nnUNet_{key}", str(root / key))
         patch.setenv("nnUNet_n_proc_DA", "1")
