@@ -206,9 +206,8 @@ def clear_away(workspace: Workspace, round_index: int) -> None:
     """Remove what processes that died left of this round's prediction. Only for the one who has the workspace, and no stream."""
     for folder in workspace.predictions(round_index).glob(".*.partial"):
         remove(folder)
-    done = workspace.predicted(round_index)
     for marker in _markers(workspace, round_index):
-        if marker.stem in done:
+        if workspace.scores(round_index, marker.stem).exists():
             remove(marker)
 
 
