@@ -205,7 +205,7 @@ class BenefitPerMinute(Schema):
         return np.asarray(excess_NK / (1 + excess_NK))
 
 
-Plain = Annotated[
+_Plain = (
     AttentionSize
     | AttentionVolume
     | MeanEntropy
@@ -213,9 +213,9 @@ Plain = Annotated[
     | RandomOrder
     | ForegroundAwareRandom
     | ClassStratified
-    | BenefitPerMinute,
-    Field(discriminator="strategy"),
-]
+    | BenefitPerMinute
+)
+Plain = Annotated[_Plain, Field(discriminator="strategy")]
 
 
 class Diverse(Schema):
@@ -272,18 +272,7 @@ class _Seen:
         return True
 
 
-Strategy = Annotated[
-    AttentionSize
-    | AttentionVolume
-    | MeanEntropy
-    | MutualInformation
-    | RandomOrder
-    | ForegroundAwareRandom
-    | ClassStratified
-    | BenefitPerMinute
-    | Diverse,
-    Field(discriminator="strategy"),
-]
+Strategy = Annotated[_Plain | Diverse, Field(discriminator="strategy")]
 
 
 def informed(strategy: Strategy, learn: Callable[[MinutesModel], MinutesModel]) -> Strategy:
