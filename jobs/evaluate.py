@@ -3,6 +3,7 @@
 python -m jobs.evaluate WORD CONFIG [--round N] [--split holdout] [--set key=value] [--dry-run]
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -43,20 +44,28 @@ ModeOption = Annotated[
 RoundsOption = Annotated[str, typer.Option("--rounds", metavar="N,M", help="The earlier and the later round.")]
 
 
-@app.command()
-def dice(
-    config: ConfigArgument,
-    round_: RoundOption = 0,
-    split: EvaluatedSplit = "holdout",
-    set_: SetOption = None,
-    dry_run: DryRunOption = False,
-) -> None:
+def _on_a_split(measure: Callable[[Campaign, int, Split], None]) -> Callable[[Campaign, int, Split], None]:
+    """A word that measures the predicted cases of a split of one round, and has no options of its own."""
+
+    def command(
+        config: ConfigArgument,
+        round_: RoundOption = 0,
+        split: EvaluatedSplit = "holdout",
+        set_: SetOption = None,
+        dry_run: DryRunOption = False,
+    ) -> None:
+        if campaign := _campaign(config, set_, round_, split, dry_run=dry_run):
+            with ray_session():
+                measure(campaign, round_, split)
+
+    app.command(name=measure.__name__.replace("_", "-"), help=measure.__doc__)(command)
+    return measure
+
+
+@_on_a_split
+def dice(campaign: Campaign, round_: int, split: Split) -> None:
     """Dice of the ensemble and of each architecture."""
-    campaign = _campaign(config, set_, round_, split, dry_run=dry_run)
-    if campaign is None:
-        return
-    with ray_session():
-        evaluation = evaluate_step(campaign, round_, split=split)
+    evaluation = evaluate_step(campaign, round_, split=split)
     names = list(evaluation.architectures)
     rows = [
         (row.organ, row.dice, *(evaluation.architectures[name][index].dice for name in names))
@@ -94,59 +103,29 @@ def attention(
     )
 
 
-@app.command()
-def errors(
-    config: ConfigArgument,
-    round_: RoundOption = 0,
-    split: EvaluatedSplit = "holdout",
-    set_: SetOption = None,
-    dry_run: DryRunOption = False,
-) -> None:
+@_on_a_split
+def errors(campaign: Campaign, round_: int, split: Split) -> None:
     """What kinds of errors there are, and which of them attention points at (figure 3b)."""
-    campaign = _campaign(config, set_, round_, split, dry_run=dry_run)
-    if campaign is None:
-        return
-    with ray_session():
-        report = errors_step(campaign, round_, split=split)
+    report = errors_step(campaign, round_, split=split)
     rows = [(row.error, row.errors, row.cases, row.volume_ml, row.has_attention) for row in report.types]
     print_table(
         f"round {round_}: errors on {report.cases} {split} cases", ("type", "errors", "cases", "ml", "with attention"), rows
     )
 
 
-@app.command()
-def bias(
-    config: ConfigArgument,
-    round_: RoundOption = 0,
-    split: EvaluatedSplit = "holdout",
-    set_: SetOption = None,
-    dry_run: DryRunOption = False,
-) -> None:
+@_on_a_split
+def bias(campaign: Campaign, round_: int, split: Split) -> None:
     """How alike architectures, their average, readers, annotation and reference are (figure 6)."""
-    campaign = _campaign(config, set_, round_, split, dry_run=dry_run)
-    if campaign is None:
-        return
-    with ray_session():
-        report = bias_step(campaign, round_, split=split)
+    report = bias_step(campaign, round_, split=split)
     rows = [(pair.first, pair.second, pair.cases, pair.dice.text, pair.surface_dice.text) for pair in report.pairs]
     surface = f"surface Dice, {report.rules.tolerance_mm:g} mm"
     print_table(f"round {round_}: {report.cases} {split} cases", ("", "against", "cases", "Dice", surface), rows)
 
 
-@app.command(name="false-positives")
-def false_positives(
-    config: ConfigArgument,
-    round_: RoundOption = 0,
-    split: EvaluatedSplit = "holdout",
-    set_: SetOption = None,
-    dry_run: DryRunOption = False,
-) -> None:
+@_on_a_split
+def false_positives(campaign: Campaign, round_: int, split: Split) -> None:
     """What is predicted on cases that do not have the organ or tumor (section 4)."""
-    campaign = _campaign(config, set_, round_, split, dry_run=dry_run)
-    if campaign is None:
-        return
-    with ray_session():
-        report = false_positives_step(campaign, round_, split=split)
+    report = false_positives_step(campaign, round_, split=split)
     columns = ("organ", "cases without", "with false", "rate", "components", "median mm3", "largest mm3")
     rows = [
         (row.organ, row.cases, row.cases_with_any, row.rate.text, row.components, row.median_mm3, row.largest_mm3)
