@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from atlas_ray.exceptions import ConfigError, LabelError
 from atlas_ray.schema import Schema
-from atlas_ray.strict_yaml import read_yaml
+from atlas_ray.strict_yaml import find_yaml, read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LabelMap = npt.NDArray[np.uint8]  # [X, Y, Z], values are label ids, 0 is background
@@ -208,12 +208,7 @@ def load_organs(name_or_path: str | Path) -> Organs:
     Raises:
         ConfigError: no such file, or a file that is not an organ set.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = CONFIGS / "organs" / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (CONFIGS / "organs").glob("*.yaml")))
-        raise ConfigError(f"organ set {str(name_or_path)!r} not found at {path}; a path to a YAML file or one of: {known}")
+    path = find_yaml(name_or_path, CONFIGS / "organs", "organ set")
     try:
         return Organs.model_validate(read_yaml(path))
     except ValidationError as error:

@@ -99,6 +99,21 @@ def _reason(error: yaml.YAMLError) -> str:
     return f"{said} (line {mark.line + 1}, column {mark.column + 1})"
 
 
+def find_yaml(name_or_path: str | Path, folder: Path, what: str) -> Path:
+    """A file by its path (.yaml, .yml), or one of `folder` by its name.
+
+    Raises:
+        ConfigError: there is none; says what was looked for, and what `folder` has.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = folder / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise ConfigError(f"{what} {str(name_or_path)!r} not found at {path}; a path to a YAML file or one of: {known}")
+    return path
+
+
 def read_yaml(path: Path) -> Any:
     """What a file holds. Raises ConfigError as `parse_yaml`, and for a file that is larger than `LARGEST_BYTES` or no text."""
     try:

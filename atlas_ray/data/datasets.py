@@ -17,7 +17,7 @@ from atlas_ray.data.patterns import only_known
 from atlas_ray.exceptions import ConfigError, DatasetError
 from atlas_ray.organs import CONFIGS, Organs, load_organs
 from atlas_ray.schema import Schema
-from atlas_ray.strict_yaml import read_yaml
+from atlas_ray.strict_yaml import find_yaml, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Meaning = str | tuple[str, ...]  # an organ, a pair, "" for what is none of ours; of several the first the campaign has
@@ -213,12 +213,7 @@ def load_dataset(name_or_path: str | Path) -> DatasetFile:
     Raises:
         ConfigError: no such file, or a file that does not describe a dataset.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = CONFIGS / "datasets" / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (CONFIGS / "datasets").glob("*.yaml")))
-        raise ConfigError(f"dataset {str(name_or_path)!r} not found at {path}; a path to a YAML file or one of: {known}")
+    path = find_yaml(name_or_path, CONFIGS / "datasets", "dataset")
     try:
         return DatasetFile.model_validate(read_yaml(path))
     except ValidationError as error:
