@@ -126,10 +126,6 @@ class BucketPath:
     def parent(self) -> "BucketPath":
         return BucketPath(self.scheme, self.key.rpartition("/")[0] or self.key)
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return tuple(self.key.split("/"))
-
     def with_name(self, name: str) -> "BucketPath":
         return self.parent / name
 
@@ -141,13 +137,7 @@ class BucketPath:
             raise ValueError(f"{self} does not lie below {other}")
         return Path(self.key[len(other.key) :].strip("/"))
 
-    def as_posix(self) -> str:
-        return str(self)
-
     def absolute(self) -> "BucketPath":
-        return self
-
-    def resolve(self) -> "BucketPath":
         return self
 
     def expanduser(self) -> "BucketPath":
@@ -263,8 +253,6 @@ class BucketPath:
     def replace(self, target: "BucketPath") -> "BucketPath":
         self._ask(lambda files: files.move(self.key, target.key))
         return target
-
-    rename = replace
 
     def _ask(self, question: Any) -> Any:
         try:
