@@ -179,6 +179,7 @@ class Store:
         is_predicted = self.workspace.scores(self.round, case_id).exists()
         scores = self.workspace.case_scores(self.round, case_id) if is_predicted else None
         by_organ = {entry.organ: entry for entry in scores.organs} if scores else {}
+        absent = scores.absent if scores else {}
         current = self.current_revisions(item)
         organs = [
             organ.model_dump()
@@ -187,6 +188,7 @@ class Store:
                 "rev": current.get(organ.name, 0),
                 "attention_mm3": by_organ[organ.name].attention_mm3 if organ.name in by_organ else 0.0,
                 "predicted_ml": by_organ[organ.name].predicted_ml if organ.name in by_organ else None,
+                "unknown_to": [name for name in sorted(absent) if organ.name in absent[name]],
             }
             for organ in self.organs
         ]

@@ -4,7 +4,8 @@ import test from "node:test";
 
 import { THERMAL, grayTable } from "../../ui/static/colors.js";
 import { KEYS, actionOf, keyName } from "../../ui/static/keys.js";
-import { commentList, historyList, reviewedShare } from "../../ui/static/panels.js";
+import { commentList, historyList, reviewedShare, takeTable } from "../../ui/static/panels.js";
+import { Packed } from "../../ui/static/runs.js";
 import { Stopwatch } from "../../ui/static/stopwatch.js";
 import { Takeover, componentRegion } from "../../ui/static/take.js";
 
@@ -74,32 +75,47 @@ test("a window maps its ends to black and white", () => {
   assert.deepEqual([-161, -160, 40, 240, 3000].map((hu) => gray[hu + 32768] & 255), [0, 0, 128, 255, 255]);
 });
 
+const BALL = { name: "ball", label_id: 3, unknown_to: [] };
+
 test("the same key at the same place goes through the networks and back to the own mask", () => {
   const takeover = new Takeover(null, "case", ["a", "b"]);
   const steps = [{}, {}];
-  assert.deepEqual(takeover.turn("organ", null), { name: "a", again: false });
+  assert.deepEqual(takeover.turn(BALL, "organ", null), { name: "a", again: false });
   takeover.took(steps[0]);
-  assert.deepEqual(takeover.turn("organ", steps[0]), { name: "b", again: true });
+  assert.deepEqual(takeover.turn(BALL, "organ", steps[0]), { name: "b", again: true });
   takeover.took(steps[1]);
-  assert.deepEqual(takeover.turn("organ", steps[1]), { name: null, again: true });
-  assert.deepEqual(takeover.turn("organ", null), { name: "a", again: false });
+  assert.deepEqual(takeover.turn(BALL, "organ", steps[1]), { name: null, again: true });
+  assert.deepEqual(takeover.turn(BALL, "organ", null), { name: "a", again: false });
 });
 
 test("painting or another place in between starts with the first network again", () => {
   const takeover = new Takeover(null, "case", ["a", "b"]);
   const taken = {};
-  takeover.turn("organ", null);
+  takeover.turn(BALL, "organ", null);
   takeover.took(taken);
-  assert.deepEqual(takeover.turn("organ", {}), { name: "a", again: false });
+  assert.deepEqual(takeover.turn(BALL, "organ", {}), { name: "a", again: false });
   takeover.took(taken);
-  assert.deepEqual(takeover.turn("component 3", taken), { name: "a", again: false });
+  assert.deepEqual(takeover.turn(BALL, "component 3", taken), { name: "a", again: false });
 });
 
 test("a network that changed nothing is passed over without undoing anything", () => {
   const takeover = new Takeover(null, "case", ["a", "b"]);
-  takeover.turn("organ", null);
+  takeover.turn(BALL, "organ", null);
   takeover.took(null);
-  assert.deepEqual(takeover.turn("organ", {}), { name: "b", again: false });
+  assert.deepEqual(takeover.turn(BALL, "organ", {}), { name: "b", again: false });
+});
+
+test("a network that does not know the organ has no turn, is not compared, and the table says why", async () => {
+  const takeover = new Takeover(null, "case", ["a", "b"]);
+  const cube = { name: "cube", label_id: 7, unknown_to: ["a"] };
+  takeover.labelMap = async (name) => (assert.equal(name, "b"), new Packed(Uint8Array.of(7, 0)));
+  assert.deepEqual(takeover.turn(cube, "organ", null), { name: "b", again: false });
+  const rows = await takeover.compare(Uint8Array.of(1, 1), cube, null);
+  assert.deepEqual(rows.map((row) => [row.name, row.voxels]), [["b", 1]]);
+  const table = takeTable(rows, { organ: cube, hasComponent: false });
+  assert.match(table, /data-take-from="b"/);
+  assert.doesNotMatch(table, /data-take-from="a"/);
+  assert.match(table, /a<\/td><td colspan="3">was not trained on cube/);
 });
 
 test("without stored attention a component's region is its box", () => {

@@ -69,6 +69,13 @@ def test_queue_and_case(shared_client) -> None:
     assert [(o["name"], o["rev"], o["queried"]) for o in case["organs"]] == [("ball", 0, True), ("cube", 0, False)]
 
 
+def test_a_case_says_which_networks_know_which_organ(shared_client) -> None:
+    """A network that does not know an organ must not be offered for it: that its label map has no voxel of it is no opinion."""
+    case = shared_client.get("/api/v1/cases/case_0").json()
+    assert case["architectures"] == ["unet", "visitor"]
+    assert [(o["name"], o["unknown_to"]) for o in case["organs"]] == [("ball", []), ("cube", ["visitor"])]
+
+
 def test_image_is_served_on_its_own_grid(shared_client) -> None:
     image = volume(shared_client.get("/api/v1/cases/case_0/image"))
     assert image.shape == SHAPE

@@ -128,7 +128,7 @@ def test_info(reader) -> None:
     info = reader.info()
     assert not info.get("config")  # with one, Slicer asks for a newer server
     assert info["labels"] == ["ball", "cube"]
-    assert list(info["models"]) == ["current", "ensemble", "unet"]  # Slicer opens a case with the first
+    assert list(info["models"]) == ["current", "ensemble", "unet", "visitor"]  # Slicer opens a case with the first
     for model in info["models"].values():
         assert model["type"] == "segmentation"
         assert model["labels"] == {"ball": BALL, "cube": CUBE}

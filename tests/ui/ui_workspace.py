@@ -65,6 +65,7 @@ def write_case(workspace: Workspace, case: Case, ct: np.ndarray, pseudo: np.ndar
     put(workspace.heat(0, case.case_id), heat)
     put(workspace.attention(0, case.case_id, "ball"), (heat > 0).astype(np.uint8))
     put(workspace.architecture_label(0, case.case_id, "unet"), pseudo)
+    put(workspace.architecture_label(0, case.case_id, "visitor"), np.where(pseudo == 3, pseudo, 0))  # knows the ball alone
     hot = np.argwhere(heat)
     box = tuple((int(low), int(high) + 1) for low, high in zip(hot.min(0), hot.max(0), strict=True))
     component = AttentionComponent(
@@ -74,7 +75,8 @@ def write_case(workspace: Workspace, case: Case, ct: np.ndarray, pseudo: np.ndar
     second = component.model_copy(update={"organ": "cube", "score": 10.0, "peak": (45, 25, 12)})
     write_lines(workspace.components(0, case.case_id), [component, second])
     scores = CaseScores(
-        case_id=case.case_id, round=0, checkpoints={"unet": "0" * 64}, attention_mode="physical", attention_voxels=len(hot),
+        case_id=case.case_id, round=0, checkpoints={"unet": "0" * 64, "visitor": "1" * 64}, absent={"visitor": ("cube",)},
+        attention_mode="physical", attention_voxels=len(hot),
         attention_mm3=len(hot) * 11.25, seconds=1.0, criteria=("disagreement", "overlap"),
         organs=(OrganScores(organ="ball", attention_voxels=1, attention_mm3=5.0, heat_sum=1, predicted_ml=2.0, components=1),),
     )  # fmt: skip

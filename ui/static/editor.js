@@ -471,7 +471,8 @@ class Editor {
     if (where === "component" && !this.component) return void this.note("No error is chosen: N goes to the next, Shift+T takes the whole organ");
     const { edit } = this.active;
     const place = where === "organ" ? `${this.organ.name}` : `${this.organ.name} ${this.component.index}`;
-    const { name, again } = this.takeover.turn(place, edit.past.at(-1) ?? null);
+    if (!this.takeover.knowing(this.organ).length) return void this.note(`No network knows ${pretty(this.organ.name)}: there is nothing to take`);
+    const { name, again } = this.takeover.turn(this.organ, place, edit.past.at(-1) ?? null);
     if (again) this.undo();
     if (name === null) this.note("Every network was tried: back to your own mask");
     else await this.take(name, where);
@@ -499,8 +500,8 @@ class Editor {
     takes.hidden = false;
     try {
       const region = this.component ? await this.region("component") : null;
-      const rows = await this.takeover.compare(this.active.edit.mask, this.organ.label_id, region);
-      takes.innerHTML = takeTable(rows, { organ: this.organ.name, hasComponent: region !== null });
+      const rows = await this.takeover.compare(this.active.edit.mask, this.organ, region);
+      takes.innerHTML = takeTable(rows, { organ: this.organ, hasComponent: region !== null });
     } catch (error) {
       takes.innerHTML = `<header>${escapeHtml(error.message)}</header>`;
     }

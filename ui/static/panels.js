@@ -87,12 +87,14 @@ export function commentList(comments) {
   return comments.map((c) => `<li><span>${escapeHtml(c.text)}<small>${escapeHtml(c.user)}, ${clock(c.created)}</small></span></li>`).join("") || "<li>No comment yet.</li>";
 }
 
-/** The networks beside each other, each with two ways to take it. */
+/** The networks beside each other, each with two ways to take it; those that do not know the organ are named, and offer nothing. */
 export function takeTable(rows, { organ, hasComponent }) {
-  return `<header>${pretty(organ)}: take it from</header><table><tr><th></th><th>Dice to the mask</th><th>differs</th><th></th></tr>${rows.map((row) => `
+  const strangers = organ.unknown_to.map((name) => `
+    <tr class="ar-soft"><td>${name}</td><td colspan="3">was not trained on ${pretty(organ.name)}: it has no opinion to take</td></tr>`);
+  return `<header>${pretty(organ.name)}: take it from</header><table><tr><th></th><th>Dice to the mask</th><th>differs</th><th></th></tr>${rows.map((row) => `
     <tr><td>${row.name}</td><td>${row.dice.toFixed(3)}</td><td>${row.voxels} voxels</td><td>
     ${hasComponent ? `<button data-take-from="${row.name}" data-where="component">this error (${row.inside})</button>` : ""}
-    <button data-take-from="${row.name}" data-where="organ">organ</button></td></tr>`).join("")}</table>`;
+    <button data-take-from="${row.name}" data-where="organ">organ</button></td></tr>`).join("")}${strangers.join("")}</table>`;
 }
 
 /** [share with a verdict, share seen or with a verdict] of the summed scores; 1 where there are none. */

@@ -31,27 +31,34 @@ export class Takeover {
     return new Packed(parseNifti(file.buffer).data);
   }
 
-  /** [{name, dice, voxels, inside}] of an organ against every architecture; `inside` counts the region's voxels only. */
-  async compare(mask, labelId, region) {
-    return Promise.all(this.architectures.map(async (name) => {
+  /** The networks that know an organ. Another one's label map has no voxel of it, which would be taken for "nowhere". */
+  knowing(organ) {
+    return this.architectures.filter((name) => !organ.unknown_to.includes(name));
+  }
+
+  /** [{name, dice, voxels, inside}] of an organ against every network that knows it; `inside` counts the region's voxels only. */
+  async compare(mask, organ, region) {
+    return Promise.all(this.knowing(organ).map(async (name) => {
       const labels = await this.labelMap(name);
-      const { dice, voxels } = difference(mask, labels, labelId);
-      return { name, dice, voxels, inside: region ? countVoxels(differenceWithin(mask, labels, labelId, region)) : 0 };
+      const { dice, voxels } = difference(mask, labels, organ.label_id);
+      return { name, dice, voxels, inside: region ? countVoxels(differenceWithin(mask, labels, organ.label_id, region)) : 0 };
     }));
   }
 
   /**
-   * The next architecture in turn for one place. The same key again at the same place means: not this one, the next.
+   * The next network in turn for one place. The same key again at the same place means: not this one, the next.
    *
+   * @param {object} organ only networks that know it have a turn
    * @param {string} place what is being taken, such as "organ" or "component 3"
    * @param {object|null} last the newest step of the organ; anything done since the last taking starts again with the first
    * @returns {{name: string|null, again: boolean}} name null: all were tried, back to the own mask; again: take the last one back first
    */
-  turn(place, last) {
+  turn(organ, place, last) {
+    const names = this.knowing(organ);
     const again = this.cycle !== null && this.cycle.place === place && this.cycle.step !== null && this.cycle.step === last;
     const n = this.cycle !== null && this.cycle.place === place && (again || this.cycle.step === null) ? this.cycle.n + 1 : 0;
-    this.cycle = { place, n: n % (this.architectures.length + 1), step: null };
-    return { name: this.architectures[this.cycle.n] ?? null, again };
+    this.cycle = { place, n: n % (names.length + 1), step: null };
+    return { name: names[this.cycle.n] ?? null, again };
   }
 
   /** The step that `turn`'s architecture led to (null where it changed nothing). */
