@@ -23,19 +23,26 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LabelMap = npt.NDArray[np.uint8]  # [X, Y, Z], values are label ids, 0 is background
 
 
-class Code(Schema):
+class Concept(Schema):
+    """A SNOMED CT concept, such as 64033007 "Kidney"."""
+
+    value: str = Field(pattern=r"^[0-9]+$")
+    meaning: str = Field(min_length=1, max_length=64)
+
+
+class Code(Concept):
     """What DICOM calls an organ: a SNOMED CT concept, with the side as its modifier.
 
     Args:
         value, meaning: of the segmented property type, such as 64033007 "Kidney".
         category: of the property (DICOM CID 7150); a tumor is no anatomical structure.
         side: the modifier of a paired organ.
+        region: the organ that it is in, where its own code does not say.
     """
 
-    value: str = Field(pattern=r"^[0-9]+$")
-    meaning: str = Field(min_length=1, max_length=64)
     category: Literal["anatomical_structure", "morphologically_altered_structure"] = "anatomical_structure"
     side: Literal["left", "right"] | None = None
+    region: Concept | None = None
 
 
 class Organ(Schema):

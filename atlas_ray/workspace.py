@@ -138,6 +138,11 @@ class Workspace:
         return self.root / "annotation.db"
 
     @property
+    def pseudonym_key(self) -> Path:
+        """Of the names in de-identified releases; whoever has it can tell whether a name is somebody's."""
+        return self.root / "pseudonym.key"
+
+    @property
     def mlflow_db(self) -> Path:
         return self.root / "mlflow.db"
 

@@ -1,6 +1,6 @@
 """Release the campaign's current truth as a dataset, in the layout of AbdomenAtlas, of nnU-Net, or as DICOM SEG.
 
-python -m jobs.export CONFIG [--layout NAME] [--round N] [--out FOLDER] [--set key=value] [--dry-run]
+python -m jobs.export CONFIG [--layout NAME] [--deidentify] [--round N] [--out FOLDER] [--set key=value] [--dry-run]
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ import typer
 
 from atlas_ray.cluster.session import ray_session
 from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, progress, run
+from atlas_ray.release.deidentify import load_pseudonyms
 from atlas_ray.release.export import release
 from atlas_ray.release.layouts import LAYOUTS, choose_layout
 from atlas_ray.release.plan import plan_release
@@ -17,6 +18,9 @@ from atlas_ray.release.plan import plan_release
 LayoutOption = Annotated[str, typer.Option("--layout", help=f"One of {', '.join(LAYOUTS)}.")]
 ImagesOption = Annotated[
     str | None, typer.Option("--images", help="link, copy (without the text of their headers) or none; link where none is said.")
+]
+DeidentifyOption = Annotated[
+    bool, typer.Option("--deidentify", help="Pseudonyms for case ids and, in DICOM, for patients and UIDs; dates and names go.")
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; without it, the round's folder.")
@@ -27,16 +31,18 @@ def main(
     config: ConfigArgument,
     layout: LayoutOption = LAYOUTS[0],
     images: ImagesOption = None,
+    deidentify: DeidentifyOption = False,
     round_: RoundOption = 0,
     out: OutOption = None,
     set_: SetOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
     """Write labels and tables of every case but the holdout, as known after a round."""
-    chosen = choose_layout(layout, images)
     campaign = open_campaign(config, set_, dry_run=dry_run)
+    pseudonyms = load_pseudonyms(campaign.open_workspace().pseudonym_key, keep=not dry_run) if deidentify else None
+    chosen = choose_layout(layout, images, pseudonyms)
     organs = campaign.load_organs()
-    planned, unknown = plan_release(campaign, round_)
+    planned, unknown = plan_release(campaign, round_, pseudonyms)
     left_out = [(p.case.case_id, why) for p in planned if (why := chosen.refusal(p, organs))]
     left_out += [(c.case_id, "nothing is known of it yet") for c in unknown]
     planned = [p for p in planned if not chosen.refusal(p, organs)]

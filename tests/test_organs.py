@@ -51,6 +51,32 @@ def test_every_organ_has_a_code_that_tells_its_side(name: str) -> None:
     assert len(set(structures)) == len(structures)
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_codes_are_those_of_dicoms_own_tables(name: str) -> None:
+    """PS3.16 as pydicom has it. What it has no concept for must stand here, with who vouches for it."""
+    from pydicom.sr._concepts_dict import concepts
+
+    meanings: dict[str, str] = {}
+    for of_code in concepts["SCT"].values():
+        for code, (said, contexts) in of_code.items():
+            if contexts:  # else it is a name of SNOMED's, not of DICOM's
+                meanings[code] = f"{meanings.get(code, '')}|{said.lower()}"
+    elsewhere = {"110765007": "portal vein and splenic vein"}  # TotalSegmentator's totalsegmentator_snomed_mapping.csv
+    longer = {"Urinary bladder": "bladder"}
+    for o in load_organs(name):
+        assert o.code is not None
+        for concept in (o.code, *([o.code.region] if o.code.region else [])):
+            known = elsewhere.get(concept.value, meanings.get(concept.value, "nothing"))
+            assert longer.get(concept.meaning, concept.meaning.lower()) in known.split("|"), (o.name, concept, known)
+
+
+def test_what_is_wrong_in_an_organ_says_which_organ() -> None:
+    without = [
+        o.name for o in load_organs("universal_32") if o.code and o.code.category != "anatomical_structure" and not o.code.region
+    ]
+    assert without == [], "a neoplasm without its region is one of anything"
+
+
 def test_the_other_side_is_known_by_its_code() -> None:
     organs = load_organs("abdomenatlas_1_0")
     assert organs.mirror("kidney_left") == "kidney_right"

@@ -39,17 +39,16 @@ class AbdomenAtlas(Schema):
     def write_case(self, out: Path, planned: Planned, label: Volume, organs: Organs, digest: str) -> list[str]:
         """Write a case's files. Returns their paths below `out`."""
         del digest
-        case = planned.case
-        combined = f"{case.case_id}/combined_labels.nii.gz"
+        combined = f"{planned.name}/combined_labels.nii.gz"
         plain = without_text(label)
         write_volume(out / combined, plain)
         written = [combined]
         for source in planned.organs:
-            written.append(f"{case.case_id}/segmentations/{source.organ}.nii.gz")
+            written.append(f"{planned.name}/segmentations/{source.organ}.nii.gz")
             mask = organs.mask(np.asarray(label.voxels, np.uint8), source.organ)
             write_volume(out / written[-1], plain.with_voxels(mask))
-        image = f"{case.case_id}/ct.nii.gz"
-        if place_image(case, out / image, self.images):
+        image = f"{planned.name}/ct.nii.gz"
+        if place_image(planned.case, out / image, self.images):
             written.append(image)
         return written
 

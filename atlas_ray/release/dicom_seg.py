@@ -4,7 +4,7 @@
 
 Only cases that come as DICOM have one. Of the source it carries what ties it to its study and grid: the patient id, the UIDs of
 study, series, frame of reference and slices, and the geometry. Other attributes of patient and study are empty where the standard
-asks for them and absent elsewhere. It is no de-identification of the source, whose patient id and UIDs go on.
+asks for them and absent elsewhere. `pseudonyms` replaces the patient id and the UIDs, too.
 """
 
 import uuid
@@ -18,6 +18,7 @@ from atlas_ray import __version__
 from atlas_ray.exceptions import CaseError, GeometryError
 from atlas_ray.organs import Code, Organ, Organs
 from atlas_ray.records import LabelSource
+from atlas_ray.release.deidentify import Pseudonyms, apply_basic_profile
 from atlas_ray.release.plan import Planned
 from atlas_ray.schema import Schema
 from atlas_ray.storage import place, write_atomically
@@ -49,7 +50,7 @@ EMPTY = (  # type 2 of PS3.3 C.7.1.1 and C.7.2.1: must be there, may be empty
 )
 CATEGORY = {
     "anatomical_structure": ("123037004", "Anatomical Structure"),
-    "morphologically_altered_structure": ("49755003", "Morphologically Altered Structure"),
+    "morphologically_altered_structure": ("49755003", "Morphologically Abnormal Structure"),
 }
 SIDE = {"left": ("7771000", "Left"), "right": ("24028007", "Right")}
 # How the source made its original label is not known here; DICOM has no word for that, and a person stands behind it.
@@ -64,9 +65,15 @@ OFF_GRID_MM = 0.1  # label files hold float32, headers round to 0.01 mm
 
 
 class DicomSeg(Schema):
-    """Segmentation objects for cases that come as DICOM series."""
+    """Segmentation objects for cases that come as DICOM series.
+
+    Args:
+        pseudonyms: in place of the patient id and the UIDs. None keeps them: an archive shows a segmentation with its series only
+            where both have the same ones.
+    """
 
     layout: Literal["dicom_seg"] = "dicom_seg"
+    pseudonyms: Pseudonyms | None = None
 
     def refusal(self, planned: Planned, organs: Organs) -> str:
         """Why a case does not fit this layout; "" for those that do."""
@@ -87,9 +94,11 @@ class DicomSeg(Schema):
         files, affine = dicom_grid(case.image, case.series_uid)
         _require_same_grid(label, affine, len(files))
         segmentation = _segmentation(_heads(files), planned, label, organs, digest)
+        if self.pseudonyms is not None:
+            apply_basic_profile(segmentation, self.pseudonyms)
         buffer = io.BytesIO()
         segmentation.save_as(buffer, enforce_file_format=True)
-        path = f"segmentations/{case.case_id}.dcm"
+        path = f"segmentations/{planned.name}.dcm"
         write_atomically(out / path, buffer.getvalue())
         return [path]
 
@@ -173,6 +182,7 @@ def _describe(number: int, source: LabelSource, organ: Organ) -> Any:
         algorithm_identification=None
         if algorithm == "MANUAL"
         else AlgorithmIdentificationSequence("atlas_ray", codes.cid7162.ArtificialIntelligence, __version__),
+        anatomic_regions=[_concept((code.region.value, code.region.meaning))] if code.region else None,
         display_color=CIELabColor.from_rgb(red, green, blue),
     )
     if code.side:

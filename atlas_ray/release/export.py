@@ -4,7 +4,8 @@
                                means "done"
     dataset.csv, statistics.csv, LICENSES.md, SHA256SUMS, and the layout's own files
 
-No file holds a path of this machine but links, and no header written here bears text of its source. Case ids go on as they are.
+No file holds a path of this machine but links, and no header written here bears text of its source. Case ids go on as they are
+unless the plan has pseudonyms for them (deidentify.py).
 """
 
 import logging
@@ -71,7 +72,7 @@ def release_case(
 ) -> tuple[ReleasedCase, bool] | Quarantined:
     """Write one case's files, its record last. False with a case that was there already."""
     case, workspace = planned.case, Workspace(root)
-    path = out / RECORDS / f"{case.case_id}.json"
+    path = out / RECORDS / f"{planned.name}.json"
     try:
         digest = fingerprint(planned, workspace, (organs, layout))
         before = _read(path)
@@ -91,7 +92,7 @@ def release_case(
 def _describe(planned: Planned, label: Volume, organs: Organs, digest: str, files: dict[str, str]) -> ReleasedCase:
     case, voxels = planned.case, organs.voxels(label.voxels)
     return ReleasedCase(
-        case_id=case.case_id,
+        case_id=planned.name,
         source=case.source,
         license=case.license,
         image_sha256=case.sha256,

@@ -40,12 +40,11 @@ class NNUNetRaw(Schema):
     def write_case(self, out: Path, planned: Planned, label: Volume, organs: Organs, digest: str) -> list[str]:
         """Write a case's files. Returns their paths below `out`."""
         del digest
-        case = planned.case
-        written = [f"labelsTr/{case.case_id}.nii.gz", f"imagesTr/{case.case_id}_0000.nii.gz"]
+        written = [f"labelsTr/{planned.name}.nii.gz", f"imagesTr/{planned.name}_0000.nii.gz"]
         table = np.zeros(256, np.uint8)
         table[list(organs.label_ids)] = np.arange(1, len(organs) + 1)
         write_volume(out / written[0], without_text(label).with_voxels(table[label.voxels]))
-        place_image(case, out / written[1], self.images)
+        place_image(planned.case, out / written[1], self.images)
         return written
 
     def texts(self, name: str, case_ids: Sequence[str], organs: Organs) -> dict[str, str]:

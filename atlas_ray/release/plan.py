@@ -18,6 +18,7 @@ from atlas_ray.config import Campaign
 from atlas_ray.exceptions import CaseError, GeometryError
 from atlas_ray.organs import Organs
 from atlas_ray.records import Case, LabelSource
+from atlas_ray.release.deidentify import Pseudonyms
 from atlas_ray.schema import Schema
 from atlas_ray.volume import Volume, read_volume
 from atlas_ray.workspace import Workspace, file_sha256
@@ -39,15 +40,22 @@ class Planned(Schema):
     Args:
         round: of the annotation or of the prediction; None for the original label.
         organs: every organ something is known of, in channel order.
+        pseudonym: what the case is called in the release; None is its id.
     """
 
     case: Case
     basis: Basis
     round: int | None = None
     organs: tuple[OrganSource, ...]
+    pseudonym: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the case is called in the release."""
+        return self.case.case_id if self.pseudonym is None else self.pseudonym
 
 
-def plan_release(campaign: Campaign, round_index: int) -> tuple[list[Planned], list[Case]]:
+def plan_release(campaign: Campaign, round_index: int, pseudonyms: Pseudonyms | None = None) -> tuple[list[Planned], list[Case]]:
     """What would be released with the knowledge of rounds 0 to `round_index`, and the cases nothing is known of."""
     workspace, organs = campaign.open_workspace(), campaign.load_organs()
     predicted = {r: workspace.predicted(r) for r in range(round_index, -1, -1)}
@@ -60,7 +68,9 @@ def plan_release(campaign: Campaign, round_index: int) -> tuple[list[Planned], l
             unknown.append(case)
         else:
             basis, round_ = found
-            planned.append(Planned(case=case, basis=basis, round=round_, organs=_sources(case, basis, round_, workspace, organs)))
+            sources = _sources(case, basis, round_, workspace, organs)
+            pseudonym = pseudonyms.case(case.case_id) if pseudonyms else None
+            planned.append(Planned(case=case, basis=basis, round=round_, organs=sources, pseudonym=pseudonym))
     return planned, unknown
 
 

@@ -16,12 +16,14 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from atlas_ray.annotation.merge import OrganProvenance, Provenance
 from atlas_ray.config import Campaign
-from atlas_ray.exceptions import AtlasError, ConfigError
+from atlas_ray.exceptions import AtlasError, ConfigError, WorkspaceError
 from atlas_ray.organs import load_organs
 from atlas_ray.records import Case
+from atlas_ray.release.deidentify import Pseudonyms, load_pseudonyms
+from atlas_ray.release.dicom_seg import DicomSeg
 from atlas_ray.release.export import ReleaseReport, release
 from atlas_ray.release.layouts import choose_layout
-from atlas_ray.release.plan import plan_release
+from atlas_ray.release.plan import OrganSource, plan_release
 from atlas_ray.volume import Volume, read_volume, write_volume
 from atlas_ray.workspace import write_lines
 
@@ -123,9 +125,11 @@ def campaign(tmp_path: Path) -> Campaign:
     return made
 
 
-def export(campaign: Campaign, out: Path, layout: str, images: str | None = None) -> ReleaseReport:
-    chosen = choose_layout(layout, images)
-    planned, _ = plan_release(campaign, 0)
+def export(
+    campaign: Campaign, out: Path, layout: str, images: str | None = None, pseudonyms: Pseudonyms | None = None
+) -> ReleaseReport:
+    chosen = choose_layout(layout, images, pseudonyms)
+    planned, _ = plan_release(campaign, 0, pseudonyms)
     return release(campaign, [p for p in planned if not chosen.refusal(p, ORGANS)], out, layout=chosen)
 
 
@@ -357,6 +361,20 @@ def test_paired_organs_have_a_side_and_no_organ_at_all_is_no_error(campaign: Cam
     assert not seg.pixel_array.any()
 
 
+def test_a_tumor_says_which_organ_it_is_in(campaign: Campaign, tmp_path: Path) -> None:
+    organs = load_organs("universal_32")
+    (scan,) = [p for p in plan_release(campaign, 0)[0] if p.case.case_id == "scan"]
+    sources = tuple(OrganSource(organ=name, source="original") for name in ("liver", "liver_tumor"))
+    label = read_volume(campaign.open_workspace().label("scan"))
+    tumor = label.with_voxels(np.where(label.voxels, organs.label_id("liver_tumor"), 0).astype(np.uint8))
+    (path,) = DicomSeg().write_case(tmp_path, scan.model_copy(update={"organs": sources}), tumor, organs, "digest")
+    liver, neoplasm = pydicom.dcmread(tmp_path / path).SegmentSequence
+    assert "AnatomicRegionSequence" not in liver
+    assert neoplasm.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
+    assert neoplasm.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Neoplasm"
+    assert neoplasm.AnatomicRegionSequence[0].CodeMeaning == "Liver"
+
+
 def test_a_label_beside_its_series_is_refused(campaign: Campaign, tmp_path: Path) -> None:
     workspace = campaign.open_workspace()
     shifted = LPS.copy()
@@ -381,3 +399,91 @@ def test_a_real_series_gets_a_segmentation_on_its_grid(campaign: Campaign, share
     )
     for organ, mask in read_back(tmp_path / "out" / "segmentations" / "scan.dcm", slices).items():
         assert np.array_equal(mask, ORGANS.mask(label, organ))
+
+
+# --- de-identified ---------------------------------------------------------------------------------------------------
+
+PSEUDONYMS = Pseudonyms(key=bytes(32))
+
+
+def uids_in(dataset: Dataset) -> set[str]:
+    """Every UID of a dataset at any depth that DICOM does not define itself."""
+    found = set()
+    for each in (dataset.file_meta, dataset):
+        for element in each.iterall():
+            if element.VR == "UI" and not element.value.startswith("1.2.840.10008."):
+                found.add(str(element.value))
+    return found - {str(dataset.file_meta.ImplementationClassUID)}
+
+
+def test_a_deidentified_segmentation_names_nobody_and_still_belongs_to_its_series(campaign: Campaign, tmp_path: Path) -> None:
+    slices = in_series_order(tmp_path / "data" / SECRET / "scan")
+    export(campaign, tmp_path / "out", "dicom_seg", pseudonyms=PSEUDONYMS)
+    (path,) = (tmp_path / "out" / "segmentations").iterdir()
+    seg = pydicom.dcmread(path)
+    theirs = set().union(*(uids_in(one) for one in slices))
+    assert not uids_in(seg) & theirs
+    assert not [uid for uid in theirs | {"P-17"} if uid.encode() in path.read_bytes()]
+    assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in uids_in(seg))
+    assert (seg.StudyInstanceUID, seg.FrameOfReferenceUID) == tuple(
+        PSEUDONYMS.uid(uid) for uid in (slices[0].StudyInstanceUID, slices[0].FrameOfReferenceUID)
+    )
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == PSEUDONYMS.uid(slices[0].SeriesInstanceUID)
+    assert seg.file_meta.MediaStorageSOPInstanceUID == seg.SOPInstanceUID
+    assert (seg.PatientID, len(seg.PatientID)) == (PSEUDONYMS.patient("P-17"), 16)
+    for one in slices:  # as whoever has the key renames those of the images
+        one.SOPInstanceUID = PSEUDONYMS.uid(one.SOPInstanceUID)
+    label = read_volume(campaign.open_workspace().label("scan")).voxels
+    for organ, mask in read_back(path, slices).items():
+        assert np.array_equal(mask, ORGANS.mask(label, organ))
+
+
+def test_a_deidentified_segmentation_says_by_which_profile(campaign: Campaign, tmp_path: Path) -> None:
+    export(campaign, tmp_path / "out", "dicom_seg", pseudonyms=PSEUDONYMS)
+    (path,) = (tmp_path / "out" / "segmentations").iterdir()
+    seg = pydicom.dcmread(path)
+    assert (seg.PatientIdentityRemoved, seg.LongitudinalTemporalInformationModified) == ("YES", "REMOVED")
+    assert seg.DeidentificationMethod == "DICOM PS3.15 Basic Application Level Confidentiality Profile"
+    (method,) = seg.DeidentificationMethodCodeSequence
+    assert (method.CodeValue, method.CodingSchemeDesignator) == ("113100", "DCM")
+    dates = {str(element.value) for element in seg.iterall() if element.VR in ("DA", "TM", "DT")}
+    assert dates == {"", "19000101", "000000"}, (
+        "those of study and patient are empty, the content's is a dummy, others are not there"
+    )
+
+
+@pytest.mark.parametrize("layout", ["abdomenatlas", "nnunet", "dicom_seg"])
+def test_no_file_of_a_deidentified_release_bears_a_case_id(layout: str, campaign: Campaign, tmp_path: Path) -> None:
+    workspace, out = campaign.open_workspace(), tmp_path / "out"
+    images = None if layout == "dicom_seg" else "copy"
+    export(campaign, out, layout, images)
+    ids = {"full", "part", "scan", "drafted", "fixed"}
+    assert ids & {path.stem for path in (out / "provenance").iterdir()}
+    export(campaign, out, layout, images, PSEUDONYMS)
+    named = [str(path.relative_to(out)) for path in out.rglob("*")]
+    assert named
+    assert not [name for name in named if ids & set(name.replace(".", "/").replace("_0000", "").split("/"))]
+    records = list((out / "provenance").iterdir())
+    assert {json.loads(path.read_text())["case_id"] for path in records} <= {PSEUDONYMS.case(case_id) for case_id in ids}
+    for path in (out / "dataset.csv", *records):
+        assert not [case_id for case_id in ids if f'"{case_id}"' in path.read_text() or f"\n{case_id}," in path.read_text()]
+    assert sums_hold(out)
+    assert not workspace.pseudonym_key.exists(), "this key is the test's own"
+
+
+def test_a_link_would_name_its_source(campaign: Campaign) -> None:
+    with pytest.raises(ConfigError, match=r"a link to an image names its source; de-identify with --images copy, or none"):
+        choose_layout("abdomenatlas", None, PSEUDONYMS)
+
+
+def test_the_key_is_made_once_and_kept_for_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "campaign" / "pseudonym.key"
+    load_pseudonyms(path, keep=False)
+    assert not path.exists()
+    first = load_pseudonyms(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert load_pseudonyms(path).uid("1.2.3") == first.uid("1.2.3") != PSEUDONYMS.uid("1.2.3")
+    assert path.read_text().strip() not in repr(first)
+    path.write_text("changeme")
+    with pytest.raises(WorkspaceError, match=r"pseudonym\.key holds no key of 64 hexadecimal digits"):
+        load_pseudonyms(path)
