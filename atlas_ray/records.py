@@ -195,11 +195,12 @@ class Revision(Schema):
 
 
 class OrganDice(Schema):
-    """Dice of one organ over the holdout; None where no case has it."""
+    """Dice of one organ over the holdout; None where no case has it. Surface Dice is of the ensemble only, None elsewhere."""
 
     organ: str
     dice: float | None
     cases: int
+    surface_dice: float | None = None
 
 
 class RoundRecord(Schema):

@@ -64,15 +64,16 @@ def _on_a_split(measure: Callable[[Campaign, int, Split], None]) -> Callable[[Ca
 
 @_on_a_split
 def dice(campaign: Campaign, round_: int, split: Split) -> None:
-    """Dice of the ensemble and of each architecture."""
+    """Dice of the ensemble and of each architecture, and the ensemble's surface Dice."""
     evaluation = evaluate_step(campaign, round_, split=split)
     names = list(evaluation.architectures)
     rows = [
-        (row.organ, row.dice, *(evaluation.architectures[name][index].dice for name in names))
+        (row.organ, row.dice, row.surface_dice, *(evaluation.architectures[name][index].dice for name in names))
         for index, row in enumerate(evaluation.organs)
     ]
-    rows.append(("mean", evaluation.mean_dice, *(evaluation.mean_by_architecture[name] for name in names)))
-    print_table(f"round {round_}: Dice on {evaluation.cases} {split} cases", ("organ", "ensemble", *names), rows)
+    means = (evaluation.mean_dice, evaluation.mean_surface_dice, *evaluation.mean_by_architecture.values())
+    columns = ("organ", "ensemble", f"surface Dice, {campaign.evaluation.tolerance_mm:g} mm", *names)
+    print_table(f"round {round_}: Dice on {evaluation.cases} {split} cases", columns, [*rows, ("mean", *means)])
 
 
 @app.command()

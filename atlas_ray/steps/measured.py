@@ -15,6 +15,7 @@ from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import Case, Split
 from atlas_ray.schema import Schema
 from atlas_ray.storage import write_atomically
+from atlas_ray.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,19 @@ def measured_cases(campaign: Campaign, round_index: int, split: Split) -> list[C
             f"round {round_index} has no predicted {split} case with a reference label; run jobs.predict, or set a truth"
         )
     return cases
+
+
+def components_table(workspace: Workspace, round_index: int, case_ids: Sequence[str]) -> Table:
+    """The attention components of these cases, those of the highest score of each case first."""
+    columns = ("case", "organ", "component", "error", "reason", "volume_mm3", "voxels", "heat_score", "mean_heat")
+    return Table(
+        columns,
+        tuple(
+            (case_id, c.organ, c.index, c.error, c.reason, c.volume_mm3, c.voxels, c.score, c.mean_heat)
+            for case_id in case_ids
+            for c in workspace.case_components(round_index, case_id)
+        ),
+    )
 
 
 def publish(

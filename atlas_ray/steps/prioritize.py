@@ -21,6 +21,7 @@ from atlas_ray.prioritization.strategies import RankedCase, informed
 from atlas_ray.records import AttentionComponent, Case
 from atlas_ray.schema import Schema
 from atlas_ray.scores import Scores
+from atlas_ray.steps.measured import components_table
 from atlas_ray.steps.predict import to_predict
 from atlas_ray.storage import write_atomically
 from atlas_ray.tables import read_scores
@@ -61,6 +62,8 @@ def prioritize_step(campaign: Campaign, round_index: int) -> Budget:
         )
         run.metrics(_attention_metrics(scores), step=round_index)
         run.metrics({"budget/cases": budget.cases, "budget/share": budget.share, "budget/days": budget.days}, step=round_index)
+        components = components_table(workspace, round_index, budget.case_ids)
+        run.table("attention_per_component", components.columns, components.rows)
         for path in (csv, parquet, plot):
             run.artifact(path)
     return budget
