@@ -30,7 +30,7 @@ class Evaluation(Schema):
     Args:
         organs: of the ensemble, with its surface Dice at the campaign's `evaluation.tolerance_mm`.
         mean_surface_dice: over the organs; None where an earlier version wrote the evaluation.
-        per_case, surface_per_case: case -> organ -> Dice and surface Dice of the ensemble; None where the reference lacks the organ.
+        per_case, surface_per_case: case -> organ -> (surface) Dice of the ensemble; None where the reference lacks the organ.
     """
 
     round: int

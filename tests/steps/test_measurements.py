@@ -18,7 +18,7 @@ from atlas_ray.cluster.prediction import predict_cases
 from atlas_ray.cluster.session import in_process
 from atlas_ray.config import Campaign, load_config
 from atlas_ray.exceptions import WorkspaceError
-from atlas_ray.records import Case, CaseScores, RoundRecord
+from atlas_ray.records import AttentionComponent, Case, CaseScores, RoundRecord
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
 from atlas_ray.steps.attention import attention_step, table_1
 from atlas_ray.steps.bias import bias_step, label_makers
@@ -95,6 +95,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
     for name in ("a", "b"):
         made.predict(1, name, liver, attention=spot * 0, unet=liver)
     write_atomically(workspace.record(0), RoundRecord(round=0, minutes=30).model_dump_json())
+    components = [component(1, "liver", "missing_part", 800), component(2, "spleen", "", 64)]
+    write_lines(workspace.components(0, "a"), components)
     with in_process(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow's own on import
         yield made
@@ -104,6 +106,14 @@ def case(case_id: str, split: str) -> Case:
     return Case(
         case_id=case_id, image="/nowhere", sha256="0" * 64, shape=SHAPE, spacing=SPACING, orientation="RAS", source="x",
         license="x", split=split,
+    )  # fmt: skip
+
+
+def component(index: int, organ: str, error: str, volume_mm3: float) -> AttentionComponent:
+    """Of a heat of 1/4 everywhere."""
+    return AttentionComponent(
+        organ=organ, index=index, box=((0, 2), (0, 2), (0, 2)), peak=(0, 0, 0), voxels=int(volume_mm3 / 8), volume_mm3=volume_mm3,
+        reason="std", criteria=("std",), score=volume_mm3 / 4, mean_heat=0.25, error=error,
     )  # fmt: skip
 
 
@@ -221,6 +231,26 @@ def test_rounds_compared(small):
     assert (found.minutes, found.attention_ml) == (30, (8.0, 4.0))
 
 
+def test_surface_dice_of_a_liver_that_is_three_slabs_short(small):
+    """At 2 mm, one voxel. Pieces of surface lie between voxels: of a box of n voxels along an axis, n - 1 inside and one at either
+    end. In voxel faces a flat piece has 1, one on an edge 1/sqrt(2), one at a corner sqrt(3)/8.
+
+    The liver's 10 x 10 x 10 have 6 x 81 flat pieces, 12 x 9 on edges, 8 corners; the short 7 x 10 x 10 have 2 x 81 + 4 x 54,
+    4 x 6 + 8 x 9, and 8. Of the short one, the cut face is off but for its outermost ring: 7 x 7. Of the liver, what lies more
+    than a voxel past the cut is: a ring of 4 x 9 flat ones and 4 edges, then the end's 81, its 4 x 9 edges and 4 corners.
+    """
+    edge, corner = 2**-0.5, 3**0.5 / 8
+    liver, short = 486 + 108 * edge + 8 * corner, 378 + 96 * edge + 8 * corner
+    off = 49 + (36 + 4 * edge) + (81 + 36 * edge + 4 * corner)
+    evaluation = evaluate_step(small.campaign, 0)
+    found = {row.organ: row for row in evaluation.organs}["liver"]
+    assert evaluation.surface_per_case["a"]["liver"] == pytest.approx(1 - off / (liver + short), abs=1e-4)
+    assert evaluation.surface_per_case["b"] == dict.fromkeys(small.campaign.load_organs().names) | {"liver": 1}  # no spleen to find
+    assert found.surface_dice == pytest.approx(1 - off / (liver + short) / 2, abs=1e-4)
+    assert evaluation.mean_surface_dice == found.surface_dice
+    assert all(row.surface_dice is None for row in evaluation.architectures["unet"])
+
+
 def test_mlflow_has_the_tables_with_the_round_as_step(small):
     from mlflow import MlflowClient
 
@@ -240,6 +270,17 @@ def test_mlflow_has_the_tables_with_the_round_as_step(small):
     table = json.loads(Path(client.download_artifacts(compared.info.run_id, "organs.json")).read_text())
     assert table["columns"][0] == "organ"
     assert [row[0] for row in table["data"]] == [*small.campaign.load_organs().names, "mean"]
+    evaluated = runs["round-000/evaluate"]
+    assert evaluated.data.metrics["surface_dice/mean"] < evaluated.data.metrics["dice/mean"]
+    found = json.loads(Path(client.download_artifacts(evaluated.info.run_id, "attention_per_component.json")).read_text())
+    assert [dict(zip(found["columns"], row, strict=True)) for row in found["data"]] == [
+        {"case": "a", "organ": organ, "component": index, "error": error, "reason": "std", "volume_mm3": volume,
+         "voxels": volume / 8, "heat_score": volume / 4, "mean_heat": 0.25}
+        for index, organ, error, volume in ((1, "liver", "missing_part", 800), (2, "spleen", "", 64))
+    ]  # fmt: skip
+    per_organ = json.loads(Path(client.download_artifacts(evaluated.info.run_id, "dice_per_organ.json")).read_text())
+    assert per_organ["columns"] == ["organ", "cases", "dice", "surface_dice", "dice_unet"]
+    assert [row[:2] for row in per_organ["data"] if row[1]] == [["liver", 2]]
     attention = runs["round-000/attention_holdout_physical"]
     assert attention.data.metrics["attention_physical/sensitivity"] == 0.5
     assert {a.path for a in client.list_artifacts(attention.info.run_id, "plots")} == {
