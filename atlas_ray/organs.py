@@ -55,6 +55,8 @@ class Organ(Schema):
         overlap_partner: whether sharing a voxel with it is an error of the other organ (the authors'
             ORGAN_NAME_OVERLAP lists no vessel and no tumor: paper-algorithm a.4).
         may_touch: organs whose masks may share voxels with this one.
+        cut_where_touching: one of a pair whose masks may grow together in a thin place, as both lungs do; they are cut there
+            (components.cut_in_two) where rules tell the pair apart.
         code: what DICOM calls it; only an export as DICOM SEG asks for it.
     """
 
@@ -63,6 +65,7 @@ class Organ(Schema):
     color: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
     overlap_partner: bool = True
     may_touch: tuple[str, ...] = ()
+    cut_where_touching: bool = False
     code: Code | None = None
 
 

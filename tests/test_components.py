@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atlas_ray.components import body_midline, box_of, split_sides
+from atlas_ray.components import body_midline, box_of, cut_in_two, split_sides
 from atlas_ray.volume import read_volume, reorient
 
 
@@ -12,9 +12,9 @@ def row(text: str) -> np.ndarray:
     return (np.array(list(text)) == "#")[:, None, None]
 
 
-def told(text: str, midline: float | None = None) -> str:
+def told(text: str, midline: float | None = None, *, may_be_one: bool = False) -> str:
     """The same row with L and R in place of "#", or the reason."""
-    sides = split_sides(row(text), midline)
+    sides = split_sides(row(text), midline, may_be_one=may_be_one)
     both = np.where(sides.left_XYZ, "L", np.where(sides.right_XYZ, "R", "."))
     return sides.refused or "".join(both[:, 0, 0])
 
@@ -54,6 +54,47 @@ def test_components_above_each_other_are_not_sides() -> None:
     mask = np.zeros((8, 1, 9), bool)
     mask[2:6, 0, 0:3] = mask[2:6, 0, 5:9] = True  # both poles of one kidney
     assert "lies across the midline" in split_sides(mask).refused
+
+
+def test_one_alone_is_told_by_the_midline_where_one_may_be_missing() -> None:
+    assert told("..###.......", 5.5, may_be_one=True) == "..LLL......."
+    assert told("........##.#", 5.5, may_be_one=True) == "........RR.R"
+    assert "the other is missing" in told("..###.......", None, may_be_one=True)
+    assert "lies across the midline" in told("....#####...", 5.5, may_be_one=True)
+
+
+def dumbbell() -> np.ndarray:
+    """Two blocks of 6 x 5 x 5 voxels, and one voxel between them."""
+    mask = np.zeros((15, 7, 7), bool)
+    mask[1:7, 1:6, 1:6] = mask[8:14, 1:6, 1:6] = True
+    mask[7, 3, 3] = True
+    return mask
+
+
+def test_two_that_touch_in_a_thin_place_are_cut_there() -> None:
+    mask = dumbbell()
+    assert "the other is missing, or they touch" in split_sides(mask, 7.0).refused
+    sides = split_sides(mask, 7.0, cut_spacing=(1.0, 1.0, 1.0))
+    assert not sides.refused
+    assert np.array_equal(sides.left_XYZ | sides.right_XYZ, mask), "what erosion took away is given back"
+    assert not (sides.left_XYZ & sides.right_XYZ).any()
+    assert sides.left_XYZ[:7].sum() == sides.right_XYZ[8:].sum() == 150
+
+
+def test_what_has_no_thin_place_or_lies_on_one_side_is_not_cut() -> None:
+    block = np.zeros((15, 7, 7), bool)
+    block[2:13, 1:6, 1:6] = True
+    assert split_sides(block, 7.0, cut_spacing=(1.0, 1.0, 1.0)).refused
+    assert split_sides(dumbbell(), 20.0, cut_spacing=(1.0, 1.0, 1.0)).refused, "one lung with a waist"
+    assert split_sides(dumbbell(), None, cut_spacing=(1.0, 1.0, 1.0)).refused, "nobody knows on which side"
+    assert cut_in_two(block, (1.0, 1.0, 1.0)) is None
+
+
+def test_a_piece_much_smaller_than_the_other_is_no_organ() -> None:
+    mask = np.zeros((20, 9, 9), bool)
+    mask[1:12, 1:8, 1:8] = True
+    mask[12, 4, 4] = mask[13:16, 3:6, 3:6] = True  # 27 voxels at 539
+    assert cut_in_two(mask, (1.0, 1.0, 1.0)) is None
 
 
 def test_no_order_of_memory_matters() -> None:

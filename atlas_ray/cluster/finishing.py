@@ -35,7 +35,7 @@ from atlas_ray.segmentation.anatomy import apply_anatomy
 from atlas_ray.segmentation.packed import PackedProbabilities
 from atlas_ray.segmentation.pseudo_labels import clean_label_map, native_slabs, support
 from atlas_ray.storage import write_atomically
-from atlas_ray.volume import Volume, axes_from_ras, reorient, write_volume
+from atlas_ray.volume import Volume, axes_from_ras, read_volume, reorient, write_volume
 from atlas_ray.workspace import (
     RESULT,
     anatomy_in,
@@ -168,7 +168,8 @@ def finish(
         if campaign.pseudo_labels.largest_component:
             found.label.voxels = clean_label_map(found.label.voxels, organs)
         if campaign.pseudo_labels.anatomy:
-            corrected = apply_anatomy(campaign.pseudo_labels.anatomy, found.label.volume(), organs)
+            image = partial(read_volume, case.image, series_uid=case.series_uid)
+            corrected = apply_anatomy(campaign.pseudo_labels.anatomy, found.label.volume(), organs, image=image)
             write_atomically(anatomy_in(folder), corrected.model_dump_json(indent=2))
         slices = np.moveaxis(found.label.voxels, 2, 0)
         voxels_of = np.sum([np.bincount(slice_XY.ravel(order="K"), minlength=256) for slice_XY in slices], axis=0)

@@ -3,9 +3,8 @@
 The rules repeat until nothing changes, so that applying them again changes nothing; where two of them undo each other, the same one
 of the label maps they alternate between is kept. Every rule says how many voxels of which organ it took and gave.
 
-The authors' post-processing (paper-algorithm a.5) is, in these terms: the largest component of most organs, the lungs by side, the
-portal vein not below the pancreas. Not covered: their way of cutting lungs that touch, which erodes until two pieces are left; such
-lungs stay as the networks have them, and the record says so.
+The authors' post-processing (paper-algorithm a.5) is, in these terms: the largest component of most organs, the lungs by side and
+cut where they touch, the portal vein not below the pancreas. Not covered: their search for slices in which the lungs' area jumps.
 
 Arrays are [X, Y, Z] in RAS: a smaller first index is the patient's left, a smaller last one lower.
 """
@@ -13,7 +12,7 @@ Arrays are [X, Y, Z] in RAS: a smaller first index is the patient's left, a smal
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -21,16 +20,39 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from atlas_ray.components import box_of, connected_components, split_sides
+from atlas_ray.components import body_midline, box_of, connected_components, split_sides
 from atlas_ray.exceptions import ConfigError
 from atlas_ray.organs import LabelMap, Organs
-from atlas_ray.schema import Schema
+from atlas_ray.schema import Schema, Triple
 from atlas_ray.volume import Volume, reorient
 
 logger = logging.getLogger(__name__)
 
 ROUNDING = 1e-6  # relative, of a voxel's volume as an affine gives it
 MOST_PASSES = 100  # every pass before the last takes components apart or away; real label maps need two or three
+
+
+@dataclass(slots=True)
+class Body:
+    """What rules may ask of the patient beside the labels.
+
+    Args:
+        spacing: mm, in RAS.
+        read: the CT, None where there is none.
+    """
+
+    spacing: Triple
+    voxel_mm3: float
+    read: Callable[[], Volume] | None = None
+    _image_XYZ: npt.NDArray[Any] | None = None
+
+    def midline(self, mask_XYZ: npt.NDArray[np.bool_]) -> float | None:
+        """Of the body in the slices of a mask, as the first index; None where no image says."""
+        if self.read is None or not mask_XYZ.any():
+            return None
+        if self._image_XYZ is None:
+            self._image_XYZ = reorient(self.read()).voxels
+        return body_midline(self._image_XYZ, mask_XYZ)
 
 
 class LargestComponent(Schema):
@@ -51,7 +73,7 @@ class LargestComponent(Schema):
     def named(self) -> tuple[str, ...]:
         return self.organs
 
-    def apply(self, labels_XYZ: LabelMap, organs: Organs, voxel_mm3: float) -> str:
+    def apply(self, labels_XYZ: LabelMap, organs: Organs, body: Body) -> str:
         for name in self.organs:
             box = box_of(labels_XYZ == organs.label_id(name))
             inside = labels_XYZ[box]
@@ -59,13 +81,15 @@ class LargestComponent(Schema):
             sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
             kept = np.argsort(-sizes, kind="stable")[: self.keep]
             goes = np.ones(count + 1, np.bool_)
-            goes[[0, *(int(i) + 1 for i in kept if sizes[i] * voxel_mm3 >= self.smallest_mm3 * (1 - ROUNDING))]] = False
+            goes[[0, *(int(i) + 1 for i in kept if sizes[i] * body.voxel_mm3 >= self.smallest_mm3 * (1 - ROUNDING))]] = False
             inside[goes[parts]] = 0
         return ""
 
 
 class Sides(Schema):
-    """Two organs of a pair by the side their components lie on. Left as they are where that is not certain.
+    """Two organs of a pair by the side of the body's midline that their components lie on; one of them may be missing. Organs that
+    are `cut_where_touching` in the organ set are cut where they grew together. Left as they are where that is not certain, and
+    where only one is seen and no image tells the midline.
 
     Args:
         left, right: the patient's.
@@ -79,9 +103,11 @@ class Sides(Schema):
     def named(self) -> tuple[str, ...]:
         return self.left, self.right
 
-    def apply(self, labels_XYZ: LabelMap, organs: Organs, voxel_mm3: float) -> str:
+    def apply(self, labels_XYZ: LabelMap, organs: Organs, body: Body) -> str:
         left, right = organs.label_id(self.left), organs.label_id(self.right)
-        sides = split_sides((labels_XYZ == left) | (labels_XYZ == right))
+        mask = (labels_XYZ == left) | (labels_XYZ == right)
+        cut = organs[self.left].cut_where_touching or organs[self.right].cut_where_touching
+        sides = split_sides(mask, body.midline(mask), may_be_one=True, cut_spacing=body.spacing if cut else None)
         labels_XYZ[sides.left_XYZ] = left
         labels_XYZ[sides.right_XYZ] = right
         return sides.refused
@@ -109,7 +135,7 @@ class NotBelow(Schema):
     def named(self) -> tuple[str, ...]:
         return self.organ, self.of
 
-    def apply(self, labels_XYZ: LabelMap, organs: Organs, voxel_mm3: float) -> str:
+    def apply(self, labels_XYZ: LabelMap, organs: Organs, body: Body) -> str:
         slices = np.flatnonzero((labels_XYZ == organs.label_id(self.of)).any(axis=(0, 1)))
         if not len(slices):
             return f"no {self.of}"
@@ -135,7 +161,7 @@ class Adjacency(Schema):
     def named(self) -> tuple[str, ...]:
         return self.organs
 
-    def apply(self, labels_XYZ: LabelMap, organs: Organs, voxel_mm3: float) -> str:
+    def apply(self, labels_XYZ: LabelMap, organs: Organs, body: Body) -> str:
         """Ends: a piece given away joins a component of the other organ, so that there is one component less each time."""
         strangers = _strangers(organs)
         looked_at = [organs.label_id(name) for name in self.organs or organs.names]
@@ -199,23 +225,27 @@ class _Tally:
     notes: dict[str, None] = field(default_factory=dict)
 
 
-def apply_anatomy(rules: Sequence[AnatomyRule], volume: Volume, organs: Organs) -> AnatomyRecord:
+def apply_anatomy(
+    rules: Sequence[AnatomyRule], volume: Volume, organs: Organs, *, image: Callable[[], Volume] | None = None
+) -> AnatomyRecord:
     """Correct a label map in place, whatever its orientation.
 
     Args:
         volume: label ids of `organs`.
+        image: reads the CT on the same grid; called at most once, and only by rules that ask where the body's midline is.
 
     Raises:
         LabelError: a rule names an organ that `organs` lacks.
     """
-    labels_XYZ = reorient(volume).voxels
+    in_ras = reorient(volume)
+    labels_XYZ, body = in_ras.voxels, Body(in_ras.spacing, volume.voxel_volume_mm3, image)
     tally, seen = _Tally(), [_digest(labels_XYZ)]
     while len(seen) <= MOST_PASSES:
-        _one_pass(rules, labels_XYZ, organs, volume.voxel_volume_mm3, tally)
+        _one_pass(rules, labels_XYZ, organs, body, tally)
         if (now := _digest(labels_XYZ)) in seen:
             kept = min(seen[seen.index(now) :])  # of those they alternate between; one, where nothing changed
             while _digest(labels_XYZ) != kept:
-                _one_pass(rules, labels_XYZ, organs, volume.voxel_volume_mm3, tally)
+                _one_pass(rules, labels_XYZ, organs, body, tally)
             break
         seen.append(now)
     else:
@@ -223,10 +253,10 @@ def apply_anatomy(rules: Sequence[AnatomyRule], volume: Volume, organs: Organs) 
     return _record(rules, organs, tally, passes=len(seen))
 
 
-def _one_pass(rules: Sequence[AnatomyRule], labels_XYZ: LabelMap, organs: Organs, voxel_mm3: float, tally: _Tally) -> None:
+def _one_pass(rules: Sequence[AnatomyRule], labels_XYZ: LabelMap, organs: Organs, body: Body, tally: _Tally) -> None:
     for number, rule in enumerate(rules):
         before = labels_XYZ.copy()
-        if note := rule.apply(labels_XYZ, organs, voxel_mm3):
+        if note := rule.apply(labels_XYZ, organs, body):
             tally.notes[f"{number} {rule.rule} {', '.join(rule.named)}: {note}"] = None
         changed = before != labels_XYZ
         for counter, values in ((tally.taken, before[changed]), (tally.given, labels_XYZ[changed])):

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from atlas_ray.components import connected_components
 from atlas_ray.config import load_config
+from atlas_ray.data.phantom import Patient, Phantom, procedural_patient
 from atlas_ray.exceptions import ConfigError
 from atlas_ray.organs import Organ, Organs
 from atlas_ray.segmentation.anatomy import AnatomyRule, apply_anatomy
@@ -159,3 +161,52 @@ def test_organs_of_a_rule_are_the_campaigns(tmp_path: Path) -> None:
         load_config(tmp_path / "c.yaml")
     with pytest.raises(ValidationError, match="cannot end below itself"):
         rules({"rule": "not_below", "organ": "vein", "of": "vein"})
+
+
+@pytest.fixture(scope="module")
+def chest() -> Patient:
+    """Both lungs of a phantom, in 6 mm voxels, LPS."""
+    knobs = Phantom(spacing=(6, 6, 6), field_of_view_mm=(420, 300, 240), center_mm=(0, 10, 200), orientation="LPS")
+    return procedural_patient(knobs, seed=3, organs=LUNGS)
+
+
+LUNGS = Organs(
+    name="lungs",
+    organs=tuple(
+        Organ(name=name, label_id=i, color="#000000", cut_where_touching=True)
+        for i, name in enumerate(("lung_left", "lung_right"), 1)
+    ),
+)
+BY_SIDE = rules({"rule": "sides", "left": "lung_left", "right": "lung_right"})
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
+
+
+def test_lungs_that_touch_are_cut_where_they_do(chest: Patient) -> None:
+    """A membrane's width of voxels between the lungs is missed, and the network calls everything the right one."""
+    truth = chest.label.voxels
+    touching = reorient(chest.label.with_voxels(np.where(truth > 0, 2, 0).astype(np.uint8)))
+    y, z = (int(n) for n in np.median(np.argwhere(reorient(chest.label).voxels == 1), axis=0)[1:])
+    across = np.flatnonzero(touching.voxels[:, y, z])
+    touching.voxels[across[0] : across[-1] + 1, y : y + 2, z : z + 2] = 2
+    assert connected_components(np.ascontiguousarray(touching.voxels))[1] == 1
+    given = reorient(touching, "LPS")
+    before = given.voxels > 0
+    record = apply_anatomy(BY_SIDE, given, LUNGS, image=lambda: chest.image)
+    assert record.notes == ()
+    assert np.array_equal(given.voxels > 0, before)
+    for label_id in (1, 2):
+        assert dice(given.voxels == label_id, truth == label_id) > 0.98
+
+
+@pytest.mark.parametrize("label_id", [1, 2])
+def test_one_lung_alone_is_told_by_the_bodys_midline(chest: Patient, label_id: int) -> None:
+    one = chest.label.voxels == label_id
+    given = chest.label.with_voxels(np.where(one, 3 - label_id, 0).astype(np.uint8))  # all of it on the wrong side
+    apply_anatomy(BY_SIDE, given, LUNGS, image=lambda: chest.image)
+    assert np.array_equal(given.voxels, np.where(one, label_id, 0))
+    unseen = chest.label.with_voxels(np.where(one, 3 - label_id, 0).astype(np.uint8))
+    (note,) = apply_anatomy(BY_SIDE, unseen, LUNGS).notes
+    assert "the other is missing, or they touch" in note, "without an image nobody knows where the middle is"
