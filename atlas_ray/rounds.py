@@ -8,15 +8,15 @@ annotator stops after `prioritize` and goes on, when started again, once the que
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, get_args
 
-from atlas_ray.annotation.database import open_database
+from atlas_ray.annotation.database import Database, with_database
 from atlas_ray.annotation.drafts import read_provenance
 from atlas_ray.annotation.oracle import OracleAnnotator
-from atlas_ray.annotation.queue import Queue
-from atlas_ray.annotation.revisions import Revisions
+from atlas_ray.annotation.queue import Queue, WorkItem
+from atlas_ray.annotation.revisions import Edit, Revisions
 from atlas_ray.cluster import prediction
 from atlas_ray.cluster.tracking import Run, round_run
 from atlas_ray.config import Campaign
@@ -28,7 +28,7 @@ from atlas_ray.progress import Advance, not_shown
 from atlas_ray.records import RoundRecord
 from atlas_ray.schema import Schema
 from atlas_ray.steps.abandon import replay_from
-from atlas_ray.steps.annotate import AnnotationProgress, annotate_step, annotation_metrics, annotation_progress
+from atlas_ray.steps.annotate import AnnotationProgress, annotate_step, annotation_metrics, annotation_state
 from atlas_ray.steps.evaluate import Evaluation, evaluate_step, evaluation_metrics
 from atlas_ray.steps.ingest import ingest_step
 from atlas_ray.steps.merge import merge_step
@@ -151,9 +151,7 @@ class _Round:
             annotate_step(self.campaign, self.index, progress=advance)
 
     def _annotation(self) -> AnnotationProgress:
-        with open_database(self.campaign.database_url) as database:
-            share = self.campaign.annotation.second_reader_share
-            return annotation_progress(Queue(database), Revisions(database), self.index, second_reader_share=share)
+        return annotation_state(self.campaign, self.index)
 
     def _has_holdout(self) -> bool:
         return any(c.split == "holdout" and self.workspace.truth(c.case_id).exists() for c in self.workspace.cases())
@@ -252,9 +250,11 @@ class _Round:
 
     def _revised(self, case_id: str) -> tuple[int, int] | None:
         """Voxels revised, and voxels of the organs that were up for revision; None where the case is not submitted."""
-        with open_database(self.campaign.database_url) as database:
-            item = Queue(database).item((self.index, case_id))
-            edits = Revisions(database).edits(self.index, case_id)
+
+        def ask(database: Database) -> tuple[WorkItem, Sequence[Edit]]:
+            return Queue(database).item((self.index, case_id)), Revisions(database).edits(self.index, case_id)
+
+        item, edits = with_database(self.campaign.database_url, ask, self.campaign.cluster.patience_s)
         if item.state != "submitted":
             return None
         provenance = read_provenance(self.workspace, self.index, case_id)

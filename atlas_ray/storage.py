@@ -27,6 +27,7 @@ from atlas_ray.exceptions import ConfigError
 
 SCHEMES = ("s3", "gs")
 MARKER = ".whole"  # in a bucket's folder that was written as one, uploaded last
+PARTIAL = ".partial"  # ends the name of what is being written
 CHUNK = 8 * 2**20
 
 
@@ -338,18 +339,21 @@ class _Upload(io.BufferedIOBase):
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Opened for writing; there when the block has ended without an error. On a disk: temporary file, fsync, rename."""
+    """Opened for writing; there when the block has ended without an error. On a disk: temporary file, fsync, rename; in a folder
+    that `new_folder` makes, the fsync comes with the folder's."""
     if not isinstance(path, Path):
         with path.open("wb") as upload:
             yield upload
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    is_in_new_folder = any(folder.suffix == PARTIAL for folder in path.parents)
     try:
         with partial.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if not is_in_new_folder:
+                os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -401,10 +405,11 @@ def new_folder(final: Path) -> Iterator[Path]:
     """
     if isinstance(final, Path):
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}.partial")
+        partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}{PARTIAL}")
         partial.mkdir()
         try:
             yield partial
+            _sync(partial)
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -421,6 +426,18 @@ def new_folder(final: Path) -> Iterator[Path]:
             if old.is_file() and old.relative_to(final).as_posix() not in new:
                 old.unlink(missing_ok=True)
         (final / MARKER).write_bytes(b"")
+
+
+def _sync(folder: Path) -> None:
+    """Everything in a folder on the disk. One file after the other while they are written would cost a file system's journal as
+    many commits; all of them at the end cost about one."""
+    for path, _, names in os.walk(folder):
+        for name in names:
+            file = os.open(f"{path}/{name}", os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
 
 
 def is_whole(folder: Path) -> bool:

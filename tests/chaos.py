@@ -5,13 +5,14 @@ by another process. A fault happens when a random number of cases is finished, s
 """
 
 import contextlib
+import functools
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -260,7 +261,7 @@ def campaign_with_faults(root: Path, setting: Setting, faults: Sequence[str], se
             cluster={"max_failed_fraction": 0.5, "patience_s": setting.patience_s, "task_memory_gb": 0.2},
         )
         cases = make_cases(root, config, setting.cases, edge=setting.edge)
-        wanted = undisturbed(root / "undisturbed", setting)
+        wanted = undisturbed(setting.cases, setting.edge)
         bad = break_some(cases, max(1, round(setting.corrupt * len(cases))), chance)
         job = Job(root, ["predict", str(config)], setting.cluster.address)
         act: dict[str, Callable[[], bool]] = {
@@ -354,16 +355,17 @@ def prioritize(root: Path, config: Path, away_s: float, address: str) -> list[st
     return []
 
 
-def undisturbed(root: Path, setting: Setting) -> dict[str, dict[str, str]]:
-    """Case -> file -> sha256 of the same cases, predicted one after the other without Ray."""
-    config = make_campaign(root, workspace=root / "workspace", tracking={"uri": f"sqlite:///{root}/mlflow.db"})
-    cases = make_cases(root, config, setting.cases, edge=setting.edge)
-    campaign = load_config(config)
-    with in_process():
-        predict_cases(campaign, 0, cases)
-    sums = {case.case_id: sums_of(campaign, case.case_id) for case in cases}
-    shutil.rmtree(root)
-    return sums
+@functools.cache
+def undisturbed(count: int, edge: int) -> dict[str, dict[str, str]]:
+    """Case -> file -> sha256 of the same cases, predicted one after the other without Ray. They are the same for every seed."""
+    with tempfile.TemporaryDirectory(prefix="undisturbed") as folder:
+        root = Path(folder)
+        config = make_campaign(root, workspace=root / "workspace", tracking={"uri": f"sqlite:///{root}/mlflow.db"})
+        cases = make_cases(root, config, count, edge=edge)
+        campaign = load_config(config)
+        with in_process():
+            predict_cases(campaign, 0, cases)
+        return {case.case_id: sums_of(campaign, case.case_id) for case in cases}
 
 
 def sums_of(campaign: Campaign, case_id: str) -> dict[str, str]:

@@ -56,7 +56,7 @@ def score_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     del round_index
     campaign, given = Campaign.model_validate_json(campaign_json), GivenLabel.model_validate_json(row["label"])
     result = {key: row[key] for key in ("case_id", "error", "ends_stream")}
-    names, probabilities, absent = packed_probabilities(row)
+    checkpoints, probabilities, absent = packed_probabilities(row)
     if row["error"]:
         return result
     try:
@@ -67,7 +67,7 @@ def score_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
         return {**result, "error": f"{given.path} and its image differ in shape"}
     scores = []
     for organ in given.organs:
-        members = [m for m, name in enumerate(names) if organ.organ not in absent.get(name, ())]
+        members = [m for m, name in enumerate(checkpoints) if organ.organ not in absent.get(name, ())]
         if not members:
             continue
         found = score_organ(

@@ -4,7 +4,10 @@
 
 The three scale apart: readers and finishers are CPU tasks anywhere in the cluster, an actor does nothing but run its networks.
 
-Keys of a row, in the order they appear (one row, one case, one block):
+Small cases go through several in a block, large ones alone (`cases_per_block`); every function here sees one row, one case, at a
+time.
+
+Keys of a row, in the order they appear:
 
     case_id       str
     case          str       the Case as JSON
@@ -31,6 +34,7 @@ stream: that is no case's fault.
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +52,7 @@ from atlas_ray.cluster.identity import Identity
 from atlas_ray.cluster.metrics import StreamMetrics
 from atlas_ray.cluster.session import runs_in_process
 from atlas_ray.cluster.timing import StageTimes, Stopwatch, peak_mb
-from atlas_ray.config import Campaign, Cluster
+from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import to_network_grid
 from atlas_ray.exceptions import AtlasError, CaseError
 from atlas_ray.lock import check_lock
@@ -72,6 +76,9 @@ Row = dict[str, Any]
 GIB = 2**30
 TABLED_TOGETHER = 1000  # finished cases that wait for their rows in the round's tables
 FORGIVEN = 3  # starts that ended with their node or their job count as one that a case is to blame for
+MOST_TOGETHER = 16  # cases in a block
+BLOCK_VOXELS = 2**22  # of the largest case, times the cases of a block
+FEWEST_BLOCKS = 32  # of a stream, so that all actors and tasks have work
 FRUITLESS = 3  # streams in a row that the cluster ends before a case is through, until the job gives up
 STEPS = ("read", "predict", "finish")
 
@@ -246,12 +253,12 @@ def check_members(campaign: Campaign) -> None:
         member.load(organs, data_root=campaign.data_root, device="cpu", precision="float32")
 
 
-def stream(campaign: Campaign, round_index: int, items: Sequence[Row], finish: Callable[..., Row]) -> Iterator[Row]:
+def stream(campaign: Campaign, round_index: int, items: Sequence[Row], end: Callable[..., Row]) -> Iterator[Row]:
     """Predict cases with a round's checkpoints and do something with the probabilities.
 
     Args:
-        items: rows with `case_id` and `case`; what else they hold reaches `finish` as it is.
-        finish: a module's function of (row, campaign_json, round_index) that gives a small row, such as `finish_case`.
+        items: rows with `case_id` and `case`; what else they hold reaches `end` as it is.
+        end: a module's function of (row, campaign_json, round_index) that gives a small row, such as `finish_case`.
 
     Raises:
         CheckpointError: a member does not fit.
@@ -260,13 +267,22 @@ def stream(campaign: Campaign, round_index: int, items: Sequence[Row], finish: C
     plan: dict[str, Any] = {"campaign_json": campaign.model_dump_json(), "round_index": round_index}
     if runs_in_process():
         ensemble = Ensemble(**plan)
-        yield from (_go_on(finish(ensemble(read_case(item, **plan)), **plan)) for item in items)
+        yield from (_go_on(end(ensemble(read_case(item, **plan)), **plan)) for item in items)
         return
     check_members(campaign)
     # Ray Data keeps about 10 kB of statistics per block until a stream ends; streams that end keep the driver's memory flat.
     most = campaign.cluster.cases_per_stream
     for first in range(0, len(items), most):
-        yield from _streams(campaign.cluster, plan, items[first : first + most], finish)
+        yield from _streams(campaign, plan, items[first : first + most], end)
+
+
+def cases_per_block(campaign: Campaign, items: Sequence[Row]) -> int:
+    """How many cases Ray Data handles as one: a block costs it 20 ms of a processor, which is nothing beside a large CT and more
+    than a tiny one's networks take. What is started again after a loss is a block."""
+    cases = (Case.model_validate_json(item["case"]) for item in items)
+    voxel_mm3 = math.prod(campaign.preprocessing.spacing)
+    largest = max(math.prod(case.shape) * max(1.0, case.voxel_volume_mm3 / voxel_mm3) for case in cases)
+    return max(1, min(MOST_TOGETHER, int(BLOCK_VOXELS / largest), len(items) // FEWEST_BLOCKS))
 
 
 def _go_on(row: Row) -> Row:
@@ -276,7 +292,7 @@ def _go_on(row: Row) -> Row:
     return row
 
 
-def _streams(cluster: Cluster, plan: dict[str, Any], items: Sequence[Row], finish: Callable[..., Row]) -> Iterator[Row]:
+def _streams(campaign: Campaign, plan: dict[str, Any], items: Sequence[Row], end: Callable[..., Row]) -> Iterator[Row]:
     """One stream, and another one for what is left whenever the cluster ends it: too many nodes gone at once, objects lost."""
     from ray import exceptions as rays
 
@@ -284,7 +300,7 @@ def _streams(cluster: Cluster, plan: dict[str, Any], items: Sequence[Row], finis
     left, fruitless = {item["case_id"]: item for item in items}, 0
     while left:
         try:
-            for row in _ray_stream(cluster, plan, tuple(left.values()), finish):
+            for row in _ray_stream(campaign, plan, tuple(left.values()), end):
                 left.pop(row["case_id"], None)
                 fruitless = 0
                 yield _go_on(row)
@@ -300,9 +316,11 @@ def _streams(cluster: Cluster, plan: dict[str, Any], items: Sequence[Row], finis
             log.warning("the cluster ended the stream (%s); another one goes on with the %d cases left", reason, len(left))
 
 
-def _ray_stream(cluster: Cluster, plan: dict[str, Any], items: Sequence[Row], finish: Callable[..., Row]) -> Iterator[Row]:
+def _ray_stream(campaign: Campaign, plan: dict[str, Any], items: Sequence[Row], end: Callable[..., Row]) -> Iterator[Row]:
     import ray.data
 
+    cluster = campaign.cluster
+    blocks = math.ceil(len(items) / cases_per_block(campaign, items))
     context = ray.data.DataContext.get_current()
     context.wait_for_min_actors_s = 600  # without a free GPU for ten minutes, say so instead of waiting for ever
     context.execution_no_progress_timeout_s = 3600
@@ -311,7 +329,7 @@ def _ray_stream(cluster: Cluster, plan: dict[str, Any], items: Sequence[Row], fi
     context.enable_progress_bars = False
     # Different CPU requests keep Ray Data from fusing the three operators into one process (reference: ray.md 0.6).
     rows = (
-        ray.data.from_items(list(items), override_num_blocks=len(items))
+        ray.data.from_items(list(items), override_num_blocks=blocks)
         .map(
             read_case,
             fn_kwargs=plan,
@@ -326,7 +344,7 @@ def _ray_stream(cluster: Cluster, plan: dict[str, Any], items: Sequence[Row], fi
             num_gpus=cluster.gpus_per_actor if cluster.use_gpu else 0,
         )
         .map(
-            finish,
+            end,
             fn_kwargs=plan,
             num_cpus=1,
             num_gpus=cluster.gpus_per_task,
@@ -565,12 +583,12 @@ def _packed_key(architecture: str) -> str:
     return f"packed_{architecture}"
 
 
-def packed_probabilities(row: Row) -> tuple[tuple[str, ...], PackedProbabilities, dict[str, tuple[str, ...]]]:
-    """Take the probabilities out of a row: names of the members, what they say, and the organs each knows nothing of."""
-    names = tuple(json.loads(row["checkpoints"]))
-    packed = [row.pop(_packed_key(name)) for name in names]
+def packed_probabilities(row: Row) -> tuple[dict[str, str], PackedProbabilities, dict[str, tuple[str, ...]]]:
+    """Take the probabilities out of a row: member -> sha256 of its weights, what they say, and the organs each knows nothing of."""
+    checkpoints = json.loads(row["checkpoints"])
+    packed = [row.pop(_packed_key(name)) for name in checkpoints]
     absent = {member: tuple(organs) for member, organs in json.loads(row["absent"]).items()}
-    return names, PackedProbabilities([] if row["error"] else packed), absent
+    return checkpoints, PackedProbabilities([] if row["error"] else packed), absent
 
 
 # --- finish ---------------------------------------------------------------------------------------------------------
@@ -579,8 +597,7 @@ def packed_probabilities(row: Row) -> tuple[tuple[str, ...], PackedProbabilities
 def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     """Make labels, attention and scores of the probabilities, and put them in their place, whole."""
     campaign = Campaign.model_validate_json(campaign_json)
-    checkpoints = json.loads(row["checkpoints"])
-    _, probabilities, absent = packed_probabilities(row)
+    checkpoints, probabilities, absent = packed_probabilities(row)
     detector, image = detector_of(campaign, round_index), row.pop("candidates_image", None)
     case_id, watch = row["case_id"], Stopwatch(row["stages"])
     result = {key: row[key] for key in ("case_id", "error", "ends_stream", "actor_peak_mb")} | {"finish_peak_mb": 0.0}

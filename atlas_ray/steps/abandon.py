@@ -1,6 +1,6 @@
 """A round that does not go on, and a round that starts again from one of its steps. Neither deletes anything."""
 
-from atlas_ray.annotation.database import open_database
+from atlas_ray.annotation.database import Database, with_database
 from atlas_ray.annotation.queue import Queue
 from atlas_ray.annotation.revisions import Revisions
 from atlas_ray.config import Campaign
@@ -42,13 +42,16 @@ def abandon_round(campaign: Campaign, round_index: int) -> Abandoned:
         raise WorkspaceError(f"round {round_index} was never started in {workspace.root}; rounds there: {known}")
     state = workspace.round_state(round_index)
     workspace.write_round_state(round_index, state.model_copy(update={"abandoned": state.abandoned or now()}))
+
+    def close(database: Database) -> tuple[int, int, int]:
+        queue = Queue(database)
+        closed = queue.close_round(round_index, "abandon", note=NOTE)
+        revisions = len(Revisions(database).history(round_index, reading=None))
+        return closed, queue.counts(round_index).get("submitted", 0), revisions
+
     closed = submitted = revisions = 0
     if campaign.has_database:
-        with open_database(campaign.database_url) as database:
-            queue = Queue(database)
-            closed = queue.close_round(round_index, "abandon", note=NOTE)
-            submitted = queue.counts(round_index).get("submitted", 0)
-            revisions = len(Revisions(database).history(round_index, reading=None))
+        closed, submitted, revisions = with_database(campaign.database_url, close, campaign.cluster.patience_s)
     return Abandoned(
         round=round_index,
         closed=closed,
@@ -77,8 +80,8 @@ def replay_from(campaign: Campaign, round_index: int, steps: tuple[str, ...], st
     finished = {name: when for name, when in state.finished.items() if name not in again}
     workspace.write_round_state(round_index, state.model_copy(update={"finished": finished, "abandoned": None}))
     if state.abandoned and campaign.has_database:
-        with open_database(campaign.database_url) as database:
-            Queue(database).open_round(round_index, "replay", note=NOTE)
+        url, patience_s = campaign.database_url, campaign.cluster.patience_s
+        with_database(url, lambda database: Queue(database).open_round(round_index, "replay", note=NOTE), patience_s)
 
 
 def _set_networks_aside(campaign: Campaign, round_index: int) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from pydantic import Field
 
-from atlas_ray.annotation.database import open_database
+from atlas_ray.annotation.database import Database, open_database, with_database
 from atlas_ray.annotation.drafts import (
     read_draft,
 )
@@ -67,28 +67,39 @@ def annotate_step(
     Args:
         minutes: the oracle's time for this round; None works the queue off.
     """
-    annotator = campaign.annotation.annotator
-    organs = campaign.load_organs()
-    with open_database(campaign.database_url) as database:
-        queue = Queue(database, lease_minutes=campaign.annotation.lease_minutes)
-        revisions = Revisions(database)
-        if isinstance(annotator, OracleAnnotator):
-            load = partial(_oracle_input, campaign=campaign, organs=organs, round_index=round_index)
-            annotate_round(
-                annotator,
-                queue,
-                revisions,
-                organs,
-                round_index=round_index,
-                load=load,
-                minutes=minutes,
-                progress=lambda item: progress(),
-            )
-        share = campaign.annotation.second_reader_share
-        state = annotation_progress(queue, revisions, round_index, second_reader_share=share)
+    if isinstance(campaign.annotation.annotator, OracleAnnotator):
+        with open_database(campaign.database_url) as database:
+            _let_oracle_work(campaign, campaign.annotation.annotator, database, round_index, minutes, progress)
+    state = annotation_state(campaign, round_index)
     with step_run(campaign, round_index, "annotate") as run:
         run.metrics(annotation_metrics(state), step=round_index)
     return state
+
+
+def _let_oracle_work(
+    campaign: Campaign, oracle: OracleAnnotator, database: Database, round_index: int, minutes: float | None, progress: Progress
+) -> None:
+    organs = campaign.load_organs()
+    annotate_round(
+        oracle,
+        Queue(database, lease_minutes=campaign.annotation.lease_minutes),
+        Revisions(database),
+        organs,
+        round_index=round_index,
+        load=partial(_oracle_input, campaign=campaign, organs=organs, round_index=round_index),
+        minutes=minutes,
+        progress=lambda item: progress(),
+    )
+
+
+def annotation_state(campaign: Campaign, round_index: int) -> AnnotationProgress:
+    """How far a round is; a database that is away is waited for."""
+    share = campaign.annotation.second_reader_share
+
+    def count(database: Database) -> AnnotationProgress:
+        return annotation_progress(Queue(database), Revisions(database), round_index, second_reader_share=share)
+
+    return with_database(campaign.database_url, count, campaign.cluster.patience_s)
 
 
 def annotation_progress(

@@ -1,8 +1,10 @@
 """Submitted revisions into annotations with provenance."""
 
+from functools import partial
+
 import numpy as np
 
-from atlas_ray.annotation.database import open_database
+from atlas_ray.annotation.database import Database, with_database
 from atlas_ray.annotation.drafts import (
     original_label,
     previous_annotation,
@@ -28,16 +30,22 @@ def merge_step(campaign: Campaign, round_index: int) -> int:
     Of a case that was read twice it is the reading that was taken. Calibrated attention then learns from what was changed. Returns
     how many.
     """
-    workspace, organs = campaign.open_workspace(), campaign.load_organs()
-    with open_database(campaign.database_url) as database:
-        items = to_merge(Queue(database).items(round_index), second_reader_share=campaign.annotation.second_reader_share)
-        for item in items:
-            check_lock()
-            _merge_one(workspace, round_index, item, Revisions(database), organs)
+    patience_s = campaign.cluster.patience_s
+    count = with_database(campaign.database_url, partial(_merge, campaign, round_index), patience_s)
     if isinstance(campaign.attention, CalibratedAttention):
         learn_attention_step(campaign, round_index, mode=campaign.attention)
     with step_run(campaign, round_index, "merge") as run:
-        run.metrics({"merge/cases": len(items)}, step=round_index)
+        run.metrics({"merge/cases": count}, step=round_index)
+    return count
+
+
+def _merge(campaign: Campaign, round_index: int, database: Database) -> int:
+    """Only reads the database; an annotation that is written twice is the same one."""
+    workspace, organs = campaign.open_workspace(), campaign.load_organs()
+    items = to_merge(Queue(database).items(round_index), second_reader_share=campaign.annotation.second_reader_share)
+    for item in items:
+        check_lock()
+        _merge_one(workspace, round_index, item, Revisions(database), organs)
     return len(items)
 
 
