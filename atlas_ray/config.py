@@ -56,7 +56,8 @@ class Cluster(Schema):
         cpus_per_actor: of each ensemble actor (its torch threads on a CPU).
         gpus_per_task: share of a GPU for each task that finishes a case; with it attention runs there.
         task_memory_gb: memory request of a task that reads or finishes a case, so that few large CT are in memory at once.
-        cases_per_stream: after which the stream ends and begins anew, with new actors, so that the driver's memory stays flat.
+        cases_per_stream: after which the stream ends and begins anew, with new actors, so that the driver's memory stays flat;
+            small cases that share a block count as one.
         max_attempts: starts a case gets before it is quarantined as one that kills its process.
         patience_s: how long is tried again what may pass by itself: a full disk, a share or bucket that does not answer, the
             annotation database away.

@@ -42,6 +42,7 @@ class Case(Schema):
         origins: where each of these comes from.
         not_labeled: organs that the dataset labels, but not for certain in this case, and why.
         truth: path of a reference label map only the oracle annotator and the evaluation may open; None outside simulation.
+        label_sha256, truth_sha256: of the files that ingest wrote; None where there is none, or an earlier version wrote it.
     """
 
     case_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -58,6 +59,8 @@ class Case(Schema):
     origins: dict[str, OrganOrigin] = Field(default_factory=dict)
     not_labeled: dict[str, str] = Field(default_factory=dict)
     truth: str | None = None
+    label_sha256: str | None = None
+    truth_sha256: str | None = None
 
     @property
     def voxel_volume_mm3(self) -> float:

@@ -88,12 +88,20 @@ def _of_inputs(
         elif digest != case.sha256:
             detail = f"image of {case.case_id}: sha256 {digest[:12]}, at ingest {case.sha256[:12]}"
             yield Finding(problem="altered", path=case.image, detail=detail, mend=mend)
-        expected = [workspace.label(case.case_id)] if case.labeled_organs else []
-        expected += [workspace.truth(case.case_id)] if case.truth else []
-        for path in expected:
-            if not path.exists():
-                detail = f"label of {case.case_id}"
-                yield Finding(problem="missing", path=str(path), detail=detail, mend=mend)
+    for findings in _each(lambda case: list(_of_labels(workspace, case, mend)), cases):
+        yield from findings
+
+
+def _of_labels(workspace: Workspace, case: Case, mend: str) -> Iterator[Finding]:
+    """Against what ingest wrote; altered ones are not held against a manifest of an earlier version, which has no digests."""
+    label = (workspace.label(case.case_id), case.label_sha256) if case.labeled_organs else None
+    truth = (workspace.truth(case.case_id), case.truth_sha256) if case.truth else None
+    for path, digest in filter(None, (label, truth)):
+        if not path.exists():
+            yield Finding(problem="missing", path=str(path), detail=f"label of {case.case_id}", mend=mend)
+        elif digest and (now := file_sha256(path)) != digest:
+            detail = f"label of {case.case_id}: sha256 {now[:12]}, at ingest {digest[:12]}"
+            yield Finding(problem="altered", path=str(path), detail=detail, mend=f"remove the file, then {mend}")
 
 
 def _digest(case: Case) -> str:

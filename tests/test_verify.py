@@ -79,6 +79,19 @@ def test_images_and_labels(campaign: Campaign, workspace: Workspace, tmp_path: P
     assert ("missing", "labels/a.nii.gz", "python -m jobs.ingest c.yaml") in found(campaign)
 
 
+def test_labels_and_references_that_were_altered(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
+    for path in (label := workspace.label("a"), truth := workspace.truth("a")):
+        path.parent.mkdir()
+        path.write_bytes(b"as ingested")
+    digest = "0" * 64
+    write_manifest(campaign, [make_case(tmp_path, "a", "holdout", labeled_organs=("liver",), truth=str(truth))])
+    assert [p for p, name, _ in found(campaign) if "/a.nii.gz" in name] == [], "an earlier version's manifest has no digests"
+    digests = {"label_sha256": file_sha256(label), "truth_sha256": digest}
+    write_manifest(campaign, [make_case(tmp_path, "a", "holdout", labeled_organs=("liver",), truth=str(truth), **digests)])
+    altered = ("altered", "truth/a.nii.gz", "remove the file, then python -m jobs.ingest c.yaml")
+    assert [f for f in found(campaign) if "/a.nii.gz" in f[1]] == [altered]
+
+
 def test_other_weights_and_parameters_make_predictions_stale(campaign: Campaign, workspace: Workspace) -> None:
     stale = [("stale", f"rounds/000/predictions/{c}", "python -m jobs.predict c.yaml --round 0") for c in ("a", "b")]
     assert (

@@ -271,7 +271,7 @@ def stream(campaign: Campaign, round_index: int, items: Sequence[Row], end: Call
         return
     check_members(campaign)
     # Ray Data keeps about 10 kB of statistics per block until a stream ends; streams that end keep the driver's memory flat.
-    most = campaign.cluster.cases_per_stream
+    most = campaign.cluster.cases_per_stream * cases_per_block(campaign, items)
     for first in range(0, len(items), most):
         yield from _streams(campaign, plan, items[first : first + most], end)
 

@@ -18,11 +18,12 @@ from atlas_ray.data.labels import Labels, join_label_files
 from atlas_ray.data.sources import Candidate, Source, prepare
 from atlas_ray.exceptions import CaseError, DatasetError, GeometryError, LabelError
 from atlas_ray.organs import LabelMap, Organs
+from atlas_ray.patience import patiently
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.schema import Millimeters, Schema
 from atlas_ray.storage import place, write_atomically
 from atlas_ray.volume import Array, Volume, dicom_files, form_disagreement_mm, read_volume, write_volume
-from atlas_ray.workspace import Workspace, write_lines
+from atlas_ray.workspace import Workspace, file_sha256, write_lines
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ def ingest(
     *,
     data_root: str | Path | None = None,
     map_cases: CaseMap = map,
+    patience_s: float = 0.0,
 ) -> IngestReport:
     """Check and describe every case of the sources; write manifest and quarantine list.
 
@@ -124,6 +126,7 @@ def ingest(
 
     Args:
         map_cases: like `map`; results may come in any order.
+        patience_s: how long is tried again what may pass by itself.
 
     Raises:
         DatasetError: as `collect`.
@@ -134,7 +137,7 @@ def ingest(
         if case := finished(candidate, organs, workspace, checks):
             results[case.case_id] = case
     skipped = tuple(results)
-    one = partial(ingest_case, organs=organs, workspace=workspace, checks=checks)
+    one = partial(ingest_case, organs=organs, workspace=workspace, checks=checks, patience_s=patience_s)
     for result in map_cases(one, [c for c in candidates if c.case_id not in results]):
         results[result.case_id] = result
         if isinstance(result, Quarantined):
@@ -217,7 +220,9 @@ def _files_of(candidate: Candidate) -> list[Path]:
 # --- one case --------------------------------------------------------------------------------------------------------
 
 
-def ingest_case(candidate: Candidate, organs: Organs, workspace: Workspace, checks: IngestChecks) -> Case | Quarantined:
+def ingest_case(
+    candidate: Candidate, organs: Organs, workspace: Workspace, checks: IngestChecks, *, patience_s: float = 0.0
+) -> Case | Quarantined:
     """Generate (if synthetic), read, check and describe one case, and write its label. Never raises for a bad case.
 
     Args:
@@ -225,20 +230,25 @@ def ingest_case(candidate: Candidate, organs: Organs, workspace: Workspace, chec
         organs: the campaign's.
         workspace: where label and truth go.
         checks: what is allowed.
+        patience_s: how long is tried again what may pass by itself: a share that stalls, a full disk.
     """
     try:
-        prepare(candidate, organs)
-        fingerprint = _fingerprint(candidate, organs, checks)  # before reading: a file replaced meanwhile is then read again
-        image = read_volume(candidate.image, series_uid=candidate.series_uid)
-        check_image(image, checks)
-        labels = _labels(candidate, image, organs, checks)
-        case = _describe(candidate, image, labels, workspace)
+        return patiently(partial(_ingest_case, candidate, organs, workspace, checks), patience_s)
     except CaseError as error:
         _remove_labels(candidate.case_id, workspace)
         reason = " ".join(error.args[0].split())  # one line, whatever a library said
         return Quarantined(case_id=candidate.case_id, step=STEP, reason=reason, path=candidate.image)
+
+
+def _ingest_case(candidate: Candidate, organs: Organs, workspace: Workspace, checks: IngestChecks) -> Case:
+    prepare(candidate, organs)
+    fingerprint = _fingerprint(candidate, organs, checks)  # before reading: a file replaced meanwhile is then read again
+    image = read_volume(candidate.image, series_uid=candidate.series_uid)
+    check_image(image, checks)
+    labels = _labels(candidate, image, organs, checks)
+    case = _describe(candidate, image, labels, workspace)
     voxels = labels.voxels if candidate.labels else None
-    _write_labels(case, voxels, image, organs, workspace)
+    case = case.model_copy(update=_write_labels(case, voxels, image, organs, workspace))
     organ_ml = _organ_ml(case, voxels, organs)
     record = Ingested(fingerprint=fingerprint, case=case, organ_ml=organ_ml, overlapping_voxels=labels.overlapping)
     write_atomically(workspace.ingested(case.case_id), record.model_dump_json(indent=2))
@@ -296,18 +306,24 @@ def _organ_ml(case: Case, labels: LabelMap | None, organs: Organs) -> dict[str, 
     return {name: voxels[name] * case.voxel_volume_mm3 / 1000 for name in case.labeled_organs}
 
 
-def _write_labels(case: Case, labels: LabelMap | None, image: Volume, organs: Organs, workspace: Workspace) -> None:
+def _write_labels(
+    case: Case, labels: LabelMap | None, image: Volume, organs: Organs, workspace: Workspace
+) -> dict[str, str | None]:
     """What training may see holds only the organs it may see; the truth holds all. What an earlier run wrote and this one does
-    not, goes: other steps look for the file."""
+    not, goes: other steps look for the file. Returns what the case records of them."""
     _remove_labels(case.case_id, workspace)
+    digests = dict[str, str | None]()
     if labels is None:
-        return
+        return digests
     if case.labeled_organs:
         hidden = [organs.label_id(name) for name in organs.names if name not in case.labeled_organs]
         visible = np.where(np.isin(labels, hidden), np.uint8(0), labels) if hidden else labels
         write_volume(workspace.label(case.case_id), image.with_voxels(visible))
+        digests["label_sha256"] = file_sha256(workspace.label(case.case_id))
     if case.truth:
         write_volume(case.truth, image.with_voxels(labels))
+        digests["truth_sha256"] = file_sha256(place(case.truth))
+    return digests
 
 
 def _remove_labels(case_id: str, workspace: Workspace) -> None:

@@ -19,6 +19,7 @@ def ingest_step(campaign: Campaign) -> IngestReport:
         campaign.checks,
         data_root=campaign.data_root,
         map_cases=map_cases,
+        patience_s=campaign.cluster.patience_s,
     )
 
 

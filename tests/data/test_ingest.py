@@ -1,5 +1,6 @@
 """Ingest of real folders: what a case becomes, and for what reason it is set aside."""
 
+import errno
 import gzip
 import hashlib
 import os
@@ -17,11 +18,11 @@ from ct_files import AFFINE, SHAPE, ct_voxels, label_voxels, save_ct, save_label
 from atlas_ray.data.ingest import IngestChecks, Ingested, collect, ingest, ingest_case, sha256_of
 from atlas_ray.data.labels import join_masks
 from atlas_ray.data.sources import Candidate
-from atlas_ray.exceptions import DatasetError
+from atlas_ray.exceptions import CaseError, DatasetError
 from atlas_ray.organs import Organ, Organs, load_organs
 from atlas_ray.records import Case, Quarantined
 from atlas_ray.volume import Volume, read_volume, reorient, write_volume
-from atlas_ray.workspace import Workspace
+from atlas_ray.workspace import Workspace, file_sha256
 
 OURS = Organs(
     name="ours",
@@ -97,9 +98,25 @@ def test_volumes_of_labeled_organs_are_recorded(data: Path, workspace: Workspace
         "ids": {1: "liver", 2: "spleen", 3: "pancreas"},
         "split": "train",
     }
-    usable(ingest_one(data, workspace, labeled_organs=["liver", "pancreas"], **fields))
+    case = usable(ingest_one(data, workspace, labeled_organs=["liver", "pancreas"], **fields))
+    assert (case.label_sha256, case.truth_sha256) == (file_sha256(workspace.label("p1")), None)
     record = Ingested.model_validate_json(workspace.ingested("p1").read_bytes())
     assert record.organ_ml == pytest.approx({"liver": 0.6, "pancreas": 0.0})  # 20 voxels of 30 mm3; the spleen is not known
+
+
+def test_a_share_that_stalls_is_waited_for(data: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_ct(data / "p1" / "ct.nii.gz")
+    stalls = iter([OSError(errno.EIO, "stale"), OSError(errno.ETIMEDOUT, "slow")])
+
+    def stalling(*args: Any, **fields: Any) -> Volume:
+        for error in stalls:
+            raise CaseError("cannot be read") from error
+        return read_volume(*args, **fields)
+
+    monkeypatch.setattr("atlas_ray.data.ingest.read_volume", stalling)
+    (candidate,) = files(data).candidates(workspace, OURS)
+    assert "cannot be read" in reason(ingest_case(candidate, OURS, workspace, IngestChecks()))
+    assert usable(ingest_case(candidate, OURS, workspace, IngestChecks(), patience_s=30)).case_id == "p1"
 
 
 def test_a_label_map_is_renumbered_on_the_images_header(data: Path, workspace: Workspace) -> None:
