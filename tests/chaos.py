@@ -69,7 +69,8 @@ class Hosts:
         return self.cluster.add_node(**{k: v for k, v in self._arguments.items() if k != "include_dashboard"})
 
     def workers(self, title: str = "ray::") -> list[int]:
-        """Process ids of the workers whose title starts so and who are not idle."""
+        """Process ids of the workers whose title starts so and who are not idle. A node's agents are none: a node ends with them,
+        and the head has to stay."""
         raylets = {
             process.process.pid for node in self.cluster.list_all_nodes() for process in node.all_processes.get("raylet", ())
         }
@@ -78,7 +79,7 @@ class Hosts:
             with contextlib.suppress(OSError, IndexError, ValueError):
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 name = (folder / "cmdline").read_bytes().decode(errors="replace")
-                if parent in raylets and name.startswith(title) and "IDLE" not in name:
+                if parent in raylets and name.startswith(title) and "IDLE" not in name and "Agent" not in name:
                     found.append(int(folder.name))
         return found
 
