@@ -13,7 +13,7 @@ import pytest
 from atlas_ray import lock
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.lock import Holder, acquire, check_lock, holder_of, locked, newest
-from atlas_ray.storage import write_atomically
+from atlas_ray.storage import BucketPath, write_atomically
 from atlas_ray.workspace import Workspace
 
 
@@ -85,6 +85,20 @@ def test_a_holder_that_died_on_this_machine_is_followed_at_once(workspace: Works
     claim(workspace, 9, pid=os.getpid(), machine=lock._machine())
     with pytest.raises(WorkspaceError, match="in use"):
         acquire(workspace, "jobs.train")
+
+
+def test_in_a_bucket_a_lease_that_ran_out_is_taken_over(bucket: BucketPath) -> None:
+    workspace = Workspace(f"{bucket}/campaign")
+    with locked(workspace, "jobs.predict") as first:
+        with pytest.raises(WorkspaceError, match=r"in use by jobs\.predict"):
+            acquire(workspace, "jobs.train")
+        time.sleep(1.2)  # a bucket's times are whole seconds
+        with locked(workspace, "jobs.train", lease_s=0.1):
+            first.renew()
+            with pytest.raises(WorkspaceError, match=r"has lost s3://.* to jobs\.train"):
+                first.check()
+    assert holder_of(workspace) is None
+    assert newest(workspace.locks)[0] == 2
 
 
 def test_of_many_that_want_it_one_gets_it(workspace: Workspace) -> None:

@@ -10,7 +10,7 @@ import pytest
 from atlas_ray import tables
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import AttentionComponent, CaseScores, OrganScores
-from atlas_ray.storage import write_atomically
+from atlas_ray.storage import BucketPath, write_atomically
 from atlas_ray.tables import SCHEMAS, add_to_tables, read_scores, read_table, result_bytes, result_keys, save_table
 from atlas_ray.workspace import Workspace, write_lines
 
@@ -58,6 +58,19 @@ def sizes(workspace: Workspace) -> dict[str, int]:
 
 def parts(workspace: Workspace, kind: str = "scores") -> int:
     return len(list((workspace.tables(1) / kind).glob("*.parquet")))
+
+
+def test_tables_in_a_bucket(bucket: BucketPath) -> None:
+    workspace = Workspace(f"{bucket}/campaign")
+    predict(workspace, "a", liver=5, key="k1")
+    save_table(workspace, 1, "scores")
+    predict(workspace, "b", spleen=6, key="k2")
+    assert sizes(workspace) == {"a": 5, "b": 6}, "one from the table, one from its file"
+    add_to_tables(workspace, 1, ["b"])
+    for kind in SCHEMAS:
+        save_table(workspace, 1, kind)
+    assert result_keys(workspace, 1) == {"a": "k1", "b": "k2"}
+    assert sorted(read_table(workspace, 1, "components").column("case_id").to_pylist()) == ["a", "b"]
 
 
 def test_nothing_predicted(workspace: Workspace) -> None:
