@@ -238,11 +238,14 @@ def _job(root: Path, shape: tuple[int, int, int], spacing: tuple[float, float, f
 
 
 def _balls(shape: tuple[int, int], slices: int) -> Any:
-    """HU, int16: balls of 30 mm that grow brighter toward their centers, one in every 103 mm of X and Y, in noise."""
+    """HU, int16: balls of 21 mm radius that grow brighter toward their centers, one in every 103 x 103 x 100 mm, in noise.
+
+    They are 3.7 % of the volume, 8 l, and attended whole: more than the organs of a person, and far more than their attention.
+    """
     random = np.random.default_rng(0)
     x, y, z = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (*shape, slices)), indexing="ij", sparse=True)
     square = ((x % 128 - 64) * 0.8) ** 2 + ((y % 128 - 64) * 0.8) ** 2 + (z - slices / 2) ** 2
-    bright = np.clip(1.5 - np.sqrt(square) / 30, 0, 1) * 250
+    bright = np.clip(1 - np.sqrt(square) / 21, 0, 1) * 400
     return (bright - 100 + random.normal(0, 3, bright.shape)).astype(np.int16)
 
 
