@@ -116,7 +116,7 @@ def errors(campaign: Campaign, round_: int, split: Split) -> None:
 
 @_on_a_split
 def bias(campaign: Campaign, round_: int, split: Split) -> None:
-    """How alike architectures, their average, readers, annotation and reference are (figure 6)."""
+    """How alike networks, their average, readers, annotation and reference are (figure 6)."""
     report = bias_step(campaign, round_, split=split)
     rows = [(pair.first, pair.second, pair.cases, pair.dice.text, pair.surface_dice.text) for pair in report.pairs]
     surface = f"surface Dice, {report.rules.tolerance_mm:g} mm"

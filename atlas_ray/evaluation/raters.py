@@ -1,4 +1,4 @@
-"""How alike the label maps of one case are, whoever made them: architectures, their average, annotators, the reference (figure 6).
+"""How alike the label maps of one case are, whoever made them: networks, their average, annotators, the reference (figure 6).
 
 If the architectures agree with each other no more than with people, none of them has a habit of its own that a data set made by
 it alone would inherit; if they agree with a person more than two persons with each other, their labels are as good as any.
@@ -6,6 +6,7 @@ it alone would inherit; if they agree with a person more than two persons with e
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from atlas_ray.schema import Schema, Triple
 
 
 class PairScore(Schema):
-    """Two label makers on one organ of one case; None where neither has the organ, 0 where one has."""
+    """Two label makers on one organ of one case; None where neither has the organ or one does not know it, 0 where one has it."""
 
     case_id: str
     first: str
@@ -44,23 +45,30 @@ def symmetric_dice(a_XYZ: Mask, b_XYZ: Mask) -> float | None:
 
 
 def compare_makers(
-    case_id: str, maps: Mapping[str, LabelMap], organs: Organs, spacing: Triple, *, tolerance_mm: float
+    case_id: str,
+    maps: Mapping[str, LabelMap],
+    organs: Organs,
+    spacing: Triple,
+    *,
+    tolerance_mm: float,
+    unknown: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[PairScore]:
     """Every pair of label maps [X, Y, Z] of one case, organ by organ. Raises ValueError where two are not on one grid.
 
     Args:
         maps: who made it -> ids of `organs`.
+        unknown: who made it -> organs that it cannot label, which is not the same as to find none.
     """
     rows = []
     for first, second in combinations(maps, 2):
         if maps[first].shape != maps[second].shape:
             raise ValueError(f"{case_id}: {first} has shape {maps[first].shape}, {second} has {maps[second].shape}")
         for organ in organs.names:
-            a, b = organs.mask(maps[first], organ), organs.mask(maps[second], organ)
-            surface = surface_dice(a, b, spacing, tolerance_mm=tolerance_mm)
-            rows.append(
-                PairScore(case_id=case_id, first=first, second=second, organ=organ, dice=symmetric_dice(a, b), surface_dice=surface)
-            )
+            dice, surface = None, None
+            if not any(organ in unknown.get(maker, ()) for maker in (first, second)):
+                a, b = organs.mask(maps[first], organ), organs.mask(maps[second], organ)
+                dice, surface = symmetric_dice(a, b), surface_dice(a, b, spacing, tolerance_mm=tolerance_mm)
+            rows.append(PairScore(case_id=case_id, first=first, second=second, organ=organ, dice=dice, surface_dice=surface))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Label bias: how alike architectures, their average, annotators and the reference are on a round's cases (paper figure 6)."""
+"""Label bias: how alike networks, their average, annotators and the reference are on a round's cases (paper figure 6)."""
 
 from functools import partial
 from itertools import chain
@@ -58,16 +58,16 @@ def bias_step(campaign: Campaign, round_index: int, *, split: Split = "holdout")
         report,
         metrics={f"bias_dice/{p.first}_{p.second}": p.dice.value for p in report.pairs},
         tables={"pairs": _pairs(report), "per_case": Table.of(scores)},
-        plots={"figure_6": maker_matrix(report.pairs, title=f"Dice below, surface Dice above ({rules.tolerance_mm:g} mm)")},
+        plots={"figure_6": maker_matrix(report.pairs, title=f"{len(cases)} {split} cases: Dice below, surface Dice above")},
     )
     return report
 
 
 def label_makers(campaign: Campaign, round_index: int, case: Case, organs: Organs) -> dict[str, LabelMap]:
-    """Who labeled the case -> its label map: the architectures, their average, both readers where two read it, the annotation that
-    was merged of it, and the reference, as far as there is one."""
+    """Who labeled the case -> its label map: the architectures and members, their average, both readers where two read it, the
+    annotation that was merged of it, and the reference, as far as there is one."""
     workspace = campaign.open_workspace()
-    paths = {name: workspace.architecture_label(round_index, case.case_id, name) for name in campaign.architecture_names}
+    paths = {name: workspace.architecture_label(round_index, case.case_id, name) for name in campaign.ensemble_names}
     paths[AVERAGE] = workspace.pseudo_label(round_index, case.case_id)
     maps = {name: read_labels(path) for name, path in paths.items()}
     maps |= _readings(campaign, workspace, round_index, case, organs)
@@ -96,7 +96,9 @@ def _readings(campaign: Campaign, workspace: Workspace, round_index: int, case: 
 def _scores_of(case: Case, *, campaign_json: str, round_index: int, organs: Organs) -> list[PairScore]:
     campaign = Campaign.model_validate_json(campaign_json)
     maps = label_makers(campaign, round_index, case, organs)
-    return compare_makers(case.case_id, maps, organs, case.spacing, tolerance_mm=campaign.evaluation.tolerance_mm)
+    absent = campaign.open_workspace().case_scores(round_index, case.case_id).absent
+    tolerance_mm = campaign.evaluation.tolerance_mm
+    return compare_makers(case.case_id, maps, organs, case.spacing, tolerance_mm=tolerance_mm, unknown=absent)
 
 
 def _pairs(report: BiasReport) -> Table:

@@ -31,6 +31,35 @@ def test_an_interval_holds_its_value_and_narrows_with_more_cases():
     assert many.high == pytest.approx(0.598, abs=0.03)
 
 
+def test_two_cases_by_hand():
+    """A quarter of the draws are 0 and 0, a quarter 1 and 1: more than 2.5 % at either end, and nothing is skewed."""
+    found = bootstrap_mean([0.0, 1.0], RULES)
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+
+
+def test_one_case_in_a_hundred_may_well_have_been_five():
+    """Draws hold the case 0, 1, 2.. times, as Poisson(1) has it: plain percentiles end at 3 of 100. Corrected by hand:
+
+    With ties half, 0.37 + 0.37 / 2 of the draws lie below the value: the bias is z(0.55) = 0.13. The acceleration is a sixth of the
+    skewness of Poisson(1): 0.16. The upper end is at Phi(0.13 + 2.09 / (1 - 0.16 * 2.09)) = Phi(3.3), where 5 or 6 lie; the lower
+    one at Phi(0.13 - 1.83 / (1 + 0.16 * 1.83)) = Phi(-1.3), a tenth: 0.
+    """
+    found = bootstrap_mean([1.0] + [0.0] * 99, RULES)
+    assert found.value == 0.01
+    assert found.low == 0
+    assert 0.04 <= found.high <= 0.06
+
+
+def test_agrees_with_scipy():
+    from scipy.stats import bootstrap as peer
+
+    values = [0.95, 0.93, 0.6, 0.75, 0.9, 0.91, 0.99, 0.7, 0.96, 0.94]  # skewed: the ends of plain percentiles are higher
+    theirs = peer((values,), np.mean, n_resamples=4000, method="BCa", rng=np.random.default_rng(1)).confidence_interval
+    ours = bootstrap_mean(values, Rules(resamples=4000))
+    assert ours.low == pytest.approx(theirs.low, abs=0.01)
+    assert ours.high == pytest.approx(theirs.high, abs=0.01)
+
+
 def test_it_is_the_same_every_time_and_another_with_another_seed():
     values = [0.1, 0.4, 0.45, 0.9, 0.7]
     assert bootstrap_mean(values, RULES) == bootstrap_mean(values, RULES)

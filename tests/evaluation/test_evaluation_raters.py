@@ -37,6 +37,14 @@ def test_an_organ_that_neither_has_says_nothing():
     assert symmetric_dice(np.zeros(3, bool), np.zeros(3, bool)) is None
 
 
+def test_an_organ_that_a_network_does_not_know_is_not_an_organ_that_it_missed():
+    maps = {"a": labels("120"), "guest": labels("100"), "reader": labels("122")}
+    scores = compare_makers("c", maps, ORGANS, (1, 1, 1), tolerance_mm=0, unknown={"guest": ("cube",)})
+    dice = {(s.first, s.second): s.dice for s in scores if s.organ == "cube"}
+    assert dice == {("a", "guest"): None, ("a", "reader"): pytest.approx(2 / 3), ("guest", "reader"): None}
+    assert [s.surface_dice for s in scores if s.second == "guest"] == [1, None]
+
+
 def test_means_are_per_case_first():
     scores = [
         *compare_makers("one", {"a": labels("12"), "b": labels("10")}, ORGANS, (1, 1, 1), tolerance_mm=0),  # 1 and 0

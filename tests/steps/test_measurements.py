@@ -20,6 +20,7 @@ from atlas_ray.config import Campaign, load_config
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import AttentionComponent, Case, CaseScores, RoundRecord
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
+from atlas_ray.segmentation.members.nnunet import NNUNetFolder
 from atlas_ray.steps.attention import attention_step, table_1
 from atlas_ray.steps.bias import bias_step, label_makers
 from atlas_ray.steps.compare import compare_step
@@ -197,6 +198,25 @@ def test_bias(small):
     short = 2 * 700 / 1700
     assert pairs["average", "reference"].dice.value == pytest.approx((short + 0.5) / 2)  # b: the liver 1, the spleen 0
     assert pairs["average", "reference"].cases == 2
+
+
+def test_networks_that_others_trained_are_label_makers(small):
+    """A guest that knows the spleen alone, and finds the one of "b" that the average invents."""
+    campaign = small.campaign.model_copy(
+        update={"members": (NNUNetFolder(member="nnunet", name="guest", path="/nowhere", orientation="RAS"),)}
+    )
+    workspace, organs = campaign.open_workspace(), campaign.load_organs()
+    unknown = tuple(name for name in organs.names if name != "spleen")
+    before = {name: workspace.case_scores(0, name) for name in ("a", "b")}
+    for name, voxels in (("a", box(0, (0, 1))), ("b", box(SPLEEN, (2, 4), (2, 4), (2, 4)))):
+        put(workspace.architecture_label(0, name, "guest"), voxels)
+        absent = before[name].model_copy(update={"absent": {"guest": unknown}})
+        write_atomically(workspace.scores(0, name), absent.model_dump_json())
+    pairs = {(p.first, p.second): p for p in bias_step(campaign, 0).pairs}
+    assert pairs["guest", "average"].dice.value == 1  # of "b" alone: nobody has a spleen in "a", and the guest knows no liver
+    assert pairs["guest", "reference"].dice.value == 0
+    for name, scores in before.items():
+        write_atomically(workspace.scores(0, name), scores.model_dump_json())
 
 
 def test_two_readers_are_label_makers(small):
