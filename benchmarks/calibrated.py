@@ -27,7 +27,7 @@ from atlas_ray.data.phantom import Patient, Phantom, procedural_patient
 from atlas_ray.evaluation.components import Detection, detect
 from atlas_ray.organs import Organs
 from atlas_ray.records import Case
-from atlas_ray.segmentation.packed import PackedProbabilities, pack
+from atlas_ray.segmentation.packed_probabilities import PackedProbabilities, pack
 from atlas_ray.steps.attention import ATTENTION, attention_report, table_1
 from atlas_ray.steps.learn_attention import learn_attention_step, said
 from atlas_ray.storage import new_folder

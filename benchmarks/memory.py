@@ -43,7 +43,7 @@ from atlas_ray.resampling import shape_at_spacing
 from atlas_ray.segmentation.architectures import Architecture, NNUNet, SwinUNETR, UNet
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, Provenance, save_checkpoint
 from atlas_ray.segmentation.inference import Inference
-from atlas_ray.segmentation.packed import PackedProbabilities, pack
+from atlas_ray.segmentation.packed_probabilities import PackedProbabilities, pack
 from atlas_ray.volume import Volume, write_volume
 from atlas_ray.workspace import write_lines
 

@@ -122,13 +122,10 @@ def quantized_heat(heat_N: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     return levels
 
 
-def strongest_heat(organs: Sequence[OrganAttention]) -> npt.NDArray[np.uint8]:
-    """Volume [X, Y, Z] in file order (X fastest) of the highest quantized heat that any organ has in a voxel."""
-    volume = np.zeros(organs[0].shape, np.uint8, order="F")
-    for organ in organs:
-        where = np.unravel_index(organ.places_N, organ.shape)
-        volume[where] = np.maximum(volume[where], quantized_heat(organ.heat_N))
-    return volume
+def raise_heat(strongest_XYZ: npt.NDArray[np.uint8], organ: OrganAttention) -> None:
+    """Raise every voxel, in place, to the quantized heat that an organ has there; after all organs it is the highest of any."""
+    where = np.unravel_index(organ.places_N, organ.shape)
+    strongest_XYZ[where] = np.maximum(strongest_XYZ[where], quantized_heat(organ.heat_N))
 
 
 def organ_scores(

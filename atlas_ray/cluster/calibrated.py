@@ -15,7 +15,7 @@ from atlas_ray.attention.sparse import OrganAttention
 from atlas_ray.config import Campaign
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.schema import Triple
-from atlas_ray.segmentation.packed import PackedProbabilities
+from atlas_ray.segmentation.packed_probabilities import PackedProbabilities
 from atlas_ray.workspace import file_sha256
 
 

@@ -22,7 +22,7 @@ from atlas_ray.attention.candidates import to_bytes
 from atlas_ray.attention.criteria import CalibratedAttention, FaithfulAttention, PhysicalAttention
 from atlas_ray.attention.detector import AttentionDetector
 from atlas_ray.attention.rules import mean_entropies
-from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, rank_components, strongest_heat
+from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, raise_heat, rank_components
 from atlas_ray.attention.sparse import GridAttention, OrganAttention, joined
 from atlas_ray.cluster.calibrated import Predicted, candidates_of
 from atlas_ray.cluster.timing import Stopwatch, peak_mb
@@ -32,7 +32,7 @@ from atlas_ray.prioritization.error_types import MARGIN_MM, PredictedOrgan, erro
 from atlas_ray.records import AttentionComponent, Case, OrganScores
 from atlas_ray.schema import IntTriple
 from atlas_ray.segmentation.anatomy import apply_anatomy
-from atlas_ray.segmentation.packed import PackedProbabilities
+from atlas_ray.segmentation.packed_probabilities import PackedProbabilities
 from atlas_ray.segmentation.pseudo_labels import clean_label_map, native_slabs, support
 from atlas_ray.storage import write_atomically
 from atlas_ray.volume import Volume, axes_from_ras, read_volume, reorient, write_volume
@@ -199,7 +199,7 @@ def finish(
             )
             listed = with_errors(listed, found.label.volume(), organs)
             components += listed
-            np.maximum(strongest, strongest_heat([attention]), out=strongest)
+            raise_heat(strongest, attention)
             entropy, mutual_information = doubts(probabilities, channel, np.flatnonzero(known_MK[:, channel]).tolist())
             scores.append(
                 organ_scores(

@@ -13,7 +13,7 @@ from atlas_ray.data.preprocess import label_to_network_grid
 from atlas_ray.exceptions import CaseError
 from atlas_ray.records import LabelSource
 from atlas_ray.schema import Schema
-from atlas_ray.segmentation.packed import PackedProbabilities
+from atlas_ray.segmentation.packed_probabilities import PackedProbabilities
 from atlas_ray.storage import place, write_atomically
 from atlas_ray.volume import read_volume
 

@@ -19,7 +19,7 @@ Keys of a row, in the order they appear:
     stages        str       laps so far, as JSON (timing.Stopwatch)
     checkpoints   str       architecture or member -> sha256 of its weights, as JSON
     absent        str       member -> organs that it does not know, as JSON
-    packed_NAME   bytes     probabilities of one of them (segmentation.packed); None in an error row
+    packed_NAME   bytes     probabilities of one of them (segmentation.packed_probabilities); None in an error row
     candidates_image        int16   the image once more, behind the ensemble; only where attention is calibrated
     actor_peak_mb, finish_peak_mb   float   peak resident memory of the process that did it
 
@@ -64,7 +64,7 @@ from atlas_ray.segmentation.checkpoints import load_network
 from atlas_ray.segmentation.inference import predict_ensemble
 from atlas_ray.segmentation.members.loaded import LoadedMember
 from atlas_ray.segmentation.memory import give_back
-from atlas_ray.segmentation.packed import PackedProbabilities, pack
+from atlas_ray.segmentation.packed_probabilities import PackedProbabilities, pack
 from atlas_ray.segmentation.rungs import Rung, Rungs
 from atlas_ray.storage import create, new_folder, remove
 from atlas_ray.tables import SCHEMAS, add_to_tables, result_keys, save_table

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 AIR_HU = -1024
 
 
+Patch = tuple[npt.NDArray[np.float32], LabelMap, npt.NDArray[np.uint8]]  # HU, labels, focus: [X, Y, Z] of one place
+
+
 @dataclass(frozen=True, slots=True)
 class CachedCase:
     """One training case.
@@ -172,7 +175,7 @@ def _draw(deck: Deck, organs: Organs, sampling: PatchSampling, rng: np.random.Ge
     """One patch: the parts of a Batch, without B."""
     case, organ = deck.draw(sampling, rng)
     hu, label, focus = _cut(case, _corner(case, organ, sampling, rng), sampling.patch)
-    hu, label, focus = augment(hu, label, focus, sampling.augmentation, rng)
+    hu, label, focus = augment((hu, label, focus), sampling.augmentation, rng)
     patch = (hu[None], organs.channels(label).astype(np.uint8), case.trust, case.revised, focus)
     mirror = sampling.augmentation.mirror
     return mirrored(patch, organs) if mirror and rng.random() < mirror else patch
@@ -224,33 +227,23 @@ def _cut(
     return hu, label, focus
 
 
-def augment(
-    hu_XYZ: npt.NDArray[np.float32],
-    label_XYZ: LabelMap,
-    focus_XYZ: npt.NDArray[np.uint8],
-    settings: Augmentation,
-    rng: np.random.Generator,
-) -> tuple[npt.NDArray[np.float32], LabelMap, npt.NDArray[np.uint8]]:
+def augment(patch: Patch, settings: Augmentation, rng: np.random.Generator) -> Patch:
     """Rotate, scale, shift and noise one patch; label, focus and image move together."""
     if settings.affine_probability and rng.random() < settings.affine_probability:
-        hu_XYZ, label_XYZ, focus_XYZ = _move(hu_XYZ, label_XYZ, focus_XYZ, settings, rng)
+        patch = _move(patch, settings, rng)
+    hu_XYZ, label_XYZ, focus_XYZ = patch
     gain = 1 + settings.gain * rng.uniform(-1, 1)
     shift = settings.shift_hu * rng.uniform(-1, 1)
     noise = rng.standard_normal(hu_XYZ.shape, np.float32) * np.float32(settings.noise_hu * rng.random())
     return np.asarray(hu_XYZ * np.float32(gain) + np.float32(shift) + noise, np.float32), label_XYZ, focus_XYZ
 
 
-def _move(
-    hu_XYZ: npt.NDArray[np.float32],
-    label_XYZ: LabelMap,
-    focus_XYZ: npt.NDArray[np.uint8],
-    settings: Augmentation,
-    rng: np.random.Generator,
-) -> tuple[npt.NDArray[np.float32], LabelMap, npt.NDArray[np.uint8]]:
+def _move(patch: Patch, settings: Augmentation, rng: np.random.Generator) -> Patch:
     import torch
     import torch.nn.functional as F
     from scipy.spatial.transform import Rotation
 
+    hu_XYZ, label_XYZ, focus_XYZ = patch
     rotation = Rotation.from_euler("xyz", settings.rotate_deg * rng.uniform(-1, 1, 3), degrees=True).as_matrix()
     matrix = rotation * (1 + settings.scale * rng.uniform(-1, 1, 3))
     edges = np.array(hu_XYZ.shape[::-1])  # grid_sample counts the last axis first, each axis from -1 to 1

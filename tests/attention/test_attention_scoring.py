@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, quantized_heat, rank_components, strongest_heat
+from atlas_ray.attention.scoring import case_scores, find_components, organ_scores, quantized_heat, raise_heat, rank_components
 from atlas_ray.attention.sparse import OrganAttention
 from atlas_ray.records import AttentionComponent
 
@@ -109,7 +109,9 @@ def test_strongest_heat_by_hand(maps):
     other = np.zeros_like(maps[0]), np.zeros_like(maps[1])
     other[0][1, 1, 1], other[1][1, 1, 1] = 1, 0.1
     other[0][2, 1, 1], other[1][2, 1, 1] = 1, 0.05
-    strongest = strongest_heat([OrganAttention.of(*maps), OrganAttention.of(*other)])
+    strongest = np.zeros(maps[0].shape, np.uint8, order="F")
+    for organ in (maps, other):
+        raise_heat(strongest, OrganAttention.of(*organ))
     assert strongest[1, 1, 1] == 255  # of the other; the first has 0.25 of 1
     assert strongest[2, 1, 1] == 191  # 0.75 of 1, against 0.05 of 0.1
     assert np.count_nonzero(strongest) == 6

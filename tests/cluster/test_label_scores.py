@@ -19,7 +19,7 @@ from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import label_to_network_grid
 from atlas_ray.exceptions import AtlasError, ConfigError
 from atlas_ray.organs import load_organs
-from atlas_ray.segmentation.packed import pack
+from atlas_ray.segmentation.packed_probabilities import pack
 from atlas_ray.steps import label_quality
 from atlas_ray.steps.ingest import ingest_step
 from atlas_ray.steps.label_quality import given_labels, label_quality_step

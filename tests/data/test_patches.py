@@ -201,7 +201,7 @@ def cube(center: tuple[int, int, int], *, edge: int = 24, half: int = 3) -> tupl
 
 
 def augmented(hu: np.ndarray, label: np.ndarray, settings: Augmentation, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    return augment(hu, label, np.zeros_like(label), settings, np.random.default_rng(seed))[:2]
+    return augment((hu, label, np.zeros_like(label)), settings, np.random.default_rng(seed))[:2]
 
 
 def moved(settings: Augmentation, seed: int, center: tuple[int, int, int] = (12, 12, 12)) -> tuple[np.ndarray, np.ndarray]:

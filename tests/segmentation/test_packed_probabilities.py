@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atlas_ray.segmentation.packed import PackedProbabilities, pack
+from atlas_ray.segmentation.packed_probabilities import PackedProbabilities, pack
 
 
 @pytest.fixture
