@@ -8,7 +8,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -107,6 +107,8 @@ class Simulation(Schema):
         seeds: of fine-tuning, of the strategy and of the annotator's hand.
         at_once: arms that are played side by side, each on its share of the CPUs.
         margin: how far below the Dice of the fully labeled reference counts as reached.
+        modes: of attention that are compared on the holdout in the end; each predicts the cases once more.
+        alpha: of calibrated attention in that comparison.
         wrong_below: a variant counts as got wrong when an organ's Dice lies this far below its median over ordinary cases.
     """
 
@@ -117,6 +119,8 @@ class Simulation(Schema):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     at_once: PositiveInt = 2
     margin: Fraction = 0.01
+    modes: tuple[Literal["faithful", "physical", "calibrated"], ...] = ("faithful", "physical", "calibrated")
+    alpha: float = Field(default=0.1, ge=0.001, lt=1)
     wrong_below: Fraction = 0.1
     rules: Rules = Rules()
 

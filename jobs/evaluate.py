@@ -41,6 +41,12 @@ EvaluatedSplit = Annotated[Split, typer.Option("--split", help="Which split's pr
 ModeOption = Annotated[
     Mode | None, typer.Option("--mode", help="Another attention than the campaign's: the round predicts its cases once more.")
 ]
+AlphaOption = Annotated[
+    float | None,
+    typer.Option(
+        "--alpha", min=0.001, max=0.999, help="Share of the error volume that --mode calibrated may miss; 0.1 by default."
+    ),
+]
 RoundsOption = Annotated[str, typer.Option("--rounds", metavar="N,M", help="The earlier and the later round.")]
 
 
@@ -82,6 +88,7 @@ def attention(
     round_: RoundOption = 0,
     split: EvaluatedSplit = "holdout",
     mode: ModeOption = None,
+    alpha: AlphaOption = None,
     set_: SetOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -90,7 +97,7 @@ def attention(
     if campaign is None:
         return
     with ray_session():
-        report = attention_step(campaign, round_, split=split, mode=mode)
+        report = attention_step(campaign, round_, split=split, mode=mode, alpha=alpha)
     rules = report.rules
     print_table(f"round {round_}: {report.mode} attention on {report.cases} {split} cases", *table_1(report))
     print_table(

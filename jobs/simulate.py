@@ -16,6 +16,7 @@ from atlas_ray.job import ConfigArgument, DryRunOption, SetOption, open_campaign
 from atlas_ray.report import round_rows
 from atlas_ray.rounds import simulate
 from atlas_ray.simulation.arms import arms_of
+from atlas_ray.simulation.modes import compare_modes
 from atlas_ray.simulation.play import play
 from atlas_ray.simulation.report import write_report
 
@@ -40,7 +41,8 @@ def main(config: ConfigArgument, rounds: RoundsOption = 3, set_: SetOption = Non
 
 
 def _study(campaign: Campaign) -> None:
-    result = write_report(campaign, play(campaign, cpus=ray_cpus(), bar=progress))
+    curves = play(campaign, cpus=ray_cpus(), bar=progress)
+    result = write_report(campaign, curves, compare_modes(campaign, bar=progress))
     for annotator, found in result.annotators.items():
         rows = [
             (name, f"{s.minutes:.1f}", s.final["networks"].value, s.final["labels"].value, f"{s.cases:.1%}", f"{s.voxels:.2%}")
@@ -48,6 +50,8 @@ def _study(campaign: Campaign) -> None:
         ]
         columns = ("strategy", "minutes", "Dice of networks", "Dice of labels", "cases looked at", "voxels by hand")
         print_table(f"annotator {annotator}; every case labeled: {result.full_label['networks']:.3f}", columns, rows)
+    rows = [(m.mode, m.sensitivity.text, m.precision.text) for m in result.modes]
+    print_table("attention on the holdout", ("mode", "sensitivity", "precision"), rows)
     out.print(f"report: {campaign.open_workspace().simulation_report}", highlight=False)
 
 

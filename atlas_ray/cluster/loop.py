@@ -95,7 +95,9 @@ class TrainingLoop:
         names, trust = self.plan.organs.names, self.schedule.trust
         weights = [trust.of(case.sources[name]) if name in case.sources else 0.0 for name in names]
         revised = [case.sources.get(name) == "revised" for name in names]
-        return open_cached(place(case.folder), np.array(weights, np.float32), revised=np.array(revised), is_new=case.is_new)
+        return open_cached(
+            place(case.folder), np.array(weights, np.float32), revised=np.array(revised), is_annotated=case.is_annotated
+        )
 
     def _is_due(self, every: int, done: int) -> bool:
         return bool(every) and done % every == 0 and done < self.schedule.steps

@@ -30,13 +30,13 @@ class TrainingCase(Schema):
 
     Args:
         sources: organ -> who says what its label is; of an organ that is not here nothing is known.
-        is_new: whether it was annotated in the last round.
+        is_annotated: whether a person has annotated any of it in this campaign.
     """
 
     case_id: str
     folder: str
     sources: dict[str, LabelSource]
-    is_new: bool = False
+    is_annotated: bool = False
 
 
 class TrainingPlan(Schema):

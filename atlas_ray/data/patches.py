@@ -37,7 +37,7 @@ class CachedCase:
         trust: float32 [K], how much its label of an organ counts in the loss; 0 where nothing is known of the organ.
         revised: bool [K], the organs whose label a person has changed.
         focus: uint8 [X, Y, Z], 1 where a changed organ had attention; None where nothing had.
-        is_new: whether it was annotated in the last round.
+        is_annotated: whether a person has annotated any of it in this campaign.
     """
 
     image: "npt.NDArray[np.int16] | blosc2.NDArray"
@@ -46,7 +46,7 @@ class CachedCase:
     trust: npt.NDArray[np.float32]
     revised: npt.NDArray[np.bool_]
     focus: "npt.NDArray[np.uint8] | blosc2.NDArray | None" = None
-    is_new: bool = False
+    is_annotated: bool = False
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
@@ -78,7 +78,7 @@ def open_cached(
     trust: npt.NDArray[np.float32],
     *,
     revised: npt.NDArray[np.bool_] | None = None,
-    is_new: bool = False,
+    is_annotated: bool = False,
 ) -> CachedCase:
     """Open a cache entry; no voxel is read before a patch is. `revised` is no organ where it is None."""
     import blosc2
@@ -94,7 +94,7 @@ def open_cached(
         np.asarray(trust, np.float32),
         np.zeros(len(trust), bool) if revised is None else revised,
         focus[0] if focus else None,
-        is_new,
+        is_annotated,
     )
 
 
@@ -127,8 +127,9 @@ class PatchSampling(Schema):
         foreground: share of patches centered on a voxel of a known organ (the paper's 2:1).
         balance: how that organ is chosen. "organ": every organ equally often, then a case that has it: what few cases are labeled
             for is seen as often as what all are. "case": every case equally often, then one of its organs.
-        replay: share of patches from cases that were not annotated in the last round, so that fine-tuning on a few new ones forgets
-            nothing; None draws every case equally often. Without a case of either kind it does nothing.
+        replay: share of patches from cases that nobody has annotated in this campaign, so that fine-tuning on few annotated ones
+            forgets nothing, and later rounds do not forget what earlier ones were annotated for; None draws every case equally
+            often. Without a case of either kind it does nothing.
     """
 
     patch: IntTriple = (96, 96, 96)
@@ -144,7 +145,7 @@ class Deck:
     def __init__(self, cases: Sequence[CachedCase]) -> None:
         self.cases = cases
         self._present_NK = np.stack([case.present for case in cases])
-        self._is_new = np.array([case.is_new for case in cases])
+        self._is_annotated = np.array([case.is_annotated for case in cases])
 
     def draw(self, sampling: PatchSampling, rng: np.random.Generator) -> tuple[CachedCase, int | None]:
         """A case, and the organ to look at; None for any place of the volume."""
@@ -158,10 +159,10 @@ class Deck:
         return self.cases[chosen], int(rng.choice(organs)) if wants_organ and len(organs) else None
 
     def _replayed(self, replay: float | None, rng: np.random.Generator) -> npt.NDArray[np.intp]:
-        """Numbers of the cases one is chosen from: the earlier ones or those of the last round, where both exist."""
-        if replay is None or self._is_new.all() or not self._is_new.any():
+        """Numbers of the cases one is chosen from: the annotated ones or the others, where both exist."""
+        if replay is None or self._is_annotated.all() or not self._is_annotated.any():
             return np.arange(len(self.cases))
-        return np.flatnonzero(self._is_new != (rng.random() < replay))
+        return np.flatnonzero(self._is_annotated != (rng.random() < replay))
 
 
 def draw_batch(deck: Deck, organs: Organs, sampling: PatchSampling, *, size: int, seed: int, step: int, worker: int) -> Batch:

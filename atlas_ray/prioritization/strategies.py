@@ -7,7 +7,7 @@ in which cases were predicted. N cases, K organs.
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import chain, product
 from typing import Annotated, Literal
 
@@ -221,12 +221,14 @@ Plain = Annotated[_Plain, Field(discriminator="strategy")]
 class Diverse(Schema):
     """Another strategy's list, spread over kinds of error, without errors that are much alike (paper, figure 3b).
 
-    The kind of a case is the organ it is asked about first, and the type of that organ's largest error. Each kind gives its best
-    case in turn, the kind whose best case stands highest first; a case whose error is nearly one that is already listed of its kind
-    comes after all others.
+    The kind of a case is the organ it is asked about first, and the type of that organ's largest error. Places are given to kinds
+    as seats are to parties (D'Hondt): the next one goes to the kind whose best case that is left has the highest score over one
+    plus the places its kind has. A kind thereby gets places by what its errors are worth, and none for being rare. A case whose
+    error is nearly one that is already listed of its kind comes after all others.
 
     Args:
-        base: the strategy whose order counts within a kind, and whose organs are asked about.
+        base: the strategy whose score counts, and whose organs are asked about; scores below 0 count as 0, and equal ones keep the
+            base's order.
         alike: two errors of one kind are nearly the same when attention and predicted volume each differ by less than this
             factor minus one; 0 keeps all.
     """
@@ -238,17 +240,21 @@ class Diverse(Schema):
     def rank(self, scores: Scores) -> list[RankedCase]:
         place = {case_id: n for n, case_id in enumerate(scores.case_id_N.tolist())}
         channel = {name: k for k, name in enumerate(scores.organs)}
-        kinds, seen = defaultdict[tuple[str, str], list[RankedCase]](list), _Seen(self.alike)
+        listed, seen = defaultdict[tuple[str, str], int](int), _Seen(self.alike)
+        seats = list[tuple[float, int, RankedCase]]()
         repeats, idle = list[RankedCase](), list[RankedCase]()
-        for case in self.base.rank(scores):  # best first, so the kinds stand in the order of their best case
+        for case in self.base.rank(scores):  # best first, so that a kind's quotients fall
             if not case.organs:
                 idle.append(case)
                 continue
             n, k = place[case.case_id], channel[case.organs[0]]
             kind = (case.organs[0], str(scores.error_NK[n, k]))
-            is_new = seen.add(kind, float(scores.attention_mm3_NK[n, k]), float(scores.predicted_ml_NK[n, k]))
-            (kinds[kind] if is_new else repeats).append(case)
-        ordered = [*_in_turn(list(kinds.values())), *repeats, *idle]
+            if seen.add(kind, float(scores.attention_mm3_NK[n, k]), float(scores.predicted_ml_NK[n, k])):
+                seats.append((-max(0.0, case.score) / (1 + listed[kind]), case.rank, case))
+                listed[kind] += 1
+            else:
+                repeats.append(case)
+        ordered = [*(case for _, _, case in sorted(seats, key=lambda seat: seat[:2])), *repeats, *idle]
         return [case.model_copy(update={"rank": rank}) for rank, case in enumerate(ordered, 1)]
 
 
@@ -315,12 +321,6 @@ def ranked(scores: Scores, score_N: npt.NDArray[np.float64 | np.int64], organs: 
     order_N = np.lexsort((scores.case_id_N, -score_N)).tolist()
     ids, values, listed = scores.case_id_N.tolist(), score_N.tolist(), list(organs)
     return [RankedCase(case_id=ids[n], rank=rank, score=values[n], organs=listed[n]) for rank, n in enumerate(order_N, 1)]
-
-
-def _in_turn(lists: Sequence[Sequence[RankedCase]]) -> list[RankedCase]:
-    """The first of every list, then the second of every list, and so on."""
-    longest = max(map(len, lists), default=0)
-    return list(chain.from_iterable((kind[place] for kind in lists if place < len(kind)) for place in range(longest)))
 
 
 def _mean_over_organs(scores: Scores, value_NK: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -65,19 +65,22 @@ class AttentionReport(Schema):
     per_case: dict[str, dict[str, Detection]]
 
 
-def attention_step(campaign: Campaign, round_index: int, *, split: Split = "holdout", mode: Mode | None = None) -> AttentionReport:
+def attention_step(
+    campaign: Campaign, round_index: int, *, split: Split = "holdout", mode: Mode | None = None, alpha: float | None = None
+) -> AttentionReport:
     """Compare errors (pseudo-label against reference) with attention; the report is written and tracked.
 
     Args:
         mode: look with another attention than the campaign's: the round's networks predict the same cases once more into
             `Workspace.other_attention`, because probabilities are not kept.
+        alpha: of that other attention, where it is calibrated; None is the default's.
 
     Raises:
         WorkspaceError: no predicted case of the split has a reference.
     """
     cases, organs, rules = measured_cases(campaign, round_index, split), campaign.load_organs(), campaign.evaluation
     mode = mode or campaign.attention.mode
-    seen = campaign if mode == campaign.attention.mode else _look_again(campaign, round_index, cases, mode)
+    seen = campaign if mode == campaign.attention.mode else _look_again(campaign, round_index, cases, mode, alpha)
     one = partial(_detections, root=campaign.workspace, seen=seen.workspace, round_index=round_index, organs=organs, rules=rules)
     per_case = dict(zip([c.case_id for c in cases], map_cases(one, cases), strict=True))
     report = attention_report(per_case, organs.names, round_index=round_index, split=split, mode=mode, rules=rules)
@@ -206,12 +209,14 @@ def _detections(case: Case, *, root: str, seen: str, round_index: int, organs: O
     }
 
 
-def _look_again(campaign: Campaign, round_index: int, cases: Sequence[Case], mode: Mode) -> Campaign:
+def _look_again(campaign: Campaign, round_index: int, cases: Sequence[Case], mode: Mode, alpha: float | None) -> Campaign:
     """The campaign with another attention, in a workspace of its own where this round's networks have predicted the cases.
 
     Calibrated attention first learns there from what was revised before this round.
     """
     here, attention = campaign.open_workspace(), ATTENTION[mode]
+    if isinstance(attention, CalibratedAttention) and alpha is not None:
+        attention = attention.model_copy(update={"alpha": alpha})
     other = campaign.model_copy(update={"attention": attention, "workspace": str(here.other_attention(mode))})
     there = other.open_workspace()
     write_lines(there.manifest, here.cases())

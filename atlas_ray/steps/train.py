@@ -40,14 +40,14 @@ class LabeledCase(Schema):
     Args:
         sources: organ -> who says what its label is, for the organs that count.
         attention: maps of the organs that a person changed, from the round they were changed in.
-        is_new: whether it was annotated in the last round.
+        is_annotated: whether a person has annotated any of it in this campaign.
     """
 
     case: Case
     label: str
     sources: dict[str, LabelSource]
     attention: tuple[str, ...] = ()
-    is_new: bool = False
+    is_annotated: bool = False
 
 
 def labeled_cases(campaign: Campaign, round_index: int) -> list[LabeledCase]:
@@ -71,14 +71,14 @@ def _label_of(campaign: Campaign, round_index: int, case: Case) -> LabeledCase:
     workspace = campaign.open_workspace()
     latest = latest_annotation(workspace, case.case_id, before=round_index)
     if latest is not None:
-        return _annotated(workspace, case, latest, is_new=latest == round_index - 1)
+        return _annotated(workspace, case, latest)
     pseudo = workspace.pseudo_label(round_index - 1, case.case_id)
     if not case.labeled_organs and pseudo.exists():
         return LabeledCase(case=case, label=str(pseudo), sources=dict.fromkeys(campaign.load_organs().names, "pseudo"))
     return LabeledCase(case=case, label=str(workspace.label(case.case_id)), sources=dict.fromkeys(case.labeled_organs, "original"))
 
 
-def _annotated(workspace: Workspace, case: Case, annotated_in: int, *, is_new: bool) -> LabeledCase:
+def _annotated(workspace: Workspace, case: Case, annotated_in: int) -> LabeledCase:
     organs = read_provenance(workspace, annotated_in, case.case_id).organs
     revised = [workspace.attention(e.round, case.case_id, e.organ) for e in organs if e.source == "revised" and e.round is not None]
     return LabeledCase(
@@ -86,7 +86,7 @@ def _annotated(workspace: Workspace, case: Case, annotated_in: int, *, is_new: b
         label=str(workspace.annotation(annotated_in, case.case_id)),
         sources={entry.organ: entry.source for entry in organs},
         attention=tuple(str(path) for path in revised if path.exists()),
-        is_new=is_new,
+        is_annotated=True,
     )
 
 
@@ -103,7 +103,7 @@ def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _no
     section = _section(campaign, round_index)
     labeled, watched = _divided(campaign, labeled_cases(campaign, round_index), section)
     training_cases, validation = _cached(campaign, organs, labeled), _cached(campaign, organs, watched)
-    data_key = hashlib.sha256("".join(f"{c.folder}{c.sources}{c.is_new}" for c in training_cases).encode()).hexdigest()[:16]
+    data_key = hashlib.sha256("".join(f"{c.folder}{c.sources}{c.is_annotated}" for c in training_cases).encode()).hexdigest()[:16]
     for architecture, path in wanted:
         name = architecture.architecture
         parent = None if round_index == 0 else workspace.checkpoint(round_index - 1, name)
@@ -219,7 +219,9 @@ def _cache_one(
             write_cache(folder, case, label, preprocessing, organs, focus=focus)
     except (CaseError, OSError) as error:
         return Quarantined(case_id=case.case_id, step="cache", reason=str(error), path=case.image)
-    return training.TrainingCase(case_id=case.case_id, folder=str(folder), sources=labeled.sources, is_new=labeled.is_new)
+    return training.TrainingCase(
+        case_id=case.case_id, folder=str(folder), sources=labeled.sources, is_annotated=labeled.is_annotated
+    )
 
 
 def _hash(*parts: Schema) -> str:

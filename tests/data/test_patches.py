@@ -31,7 +31,7 @@ def cached(
     image: np.ndarray | None = None,
     focus: np.ndarray | None = None,
     revised: tuple[bool, ...] = (False, False, False),
-    is_new: bool = False,
+    is_annotated: bool = False,
 ) -> CachedCase:
     """A case whose CT is 50 HU plus the label id, so that a voxel shows where it came from."""
     foreground = np.full((3, 64, 3), -1, np.int16)
@@ -39,7 +39,9 @@ def cached(
         found = np.argwhere(label == value)[:64]
         foreground[k, : len(found)] = found
     image = (50 + label.astype(np.int16)) if image is None else image
-    return CachedCase(image, label.astype(np.uint8), foreground, np.array(known, np.float32), np.array(revised), focus, is_new)
+    return CachedCase(
+        image, label.astype(np.uint8), foreground, np.array(known, np.float32), np.array(revised), focus, is_annotated
+    )
 
 
 def three_organs() -> np.ndarray:
@@ -163,14 +165,14 @@ def test_an_organ_that_one_case_of_many_is_labeled_for_is_seen_as_often_as_the_o
 
 
 @pytest.mark.parametrize(("replay", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0), (None, 0.9)])
-def test_replay_is_the_share_of_patches_from_earlier_cases(replay: float | None, share: float) -> None:
+def test_replay_is_the_share_of_patches_from_cases_that_nobody_has_annotated(replay: float | None, share: float) -> None:
     old = [cached(np.full((8, 8, 8), 6), image=np.full((8, 8, 8), 1, np.int16)) for _ in range(9)]
-    new = cached(np.full((8, 8, 8), 6), image=np.full((8, 8, 8), 2, np.int16), is_new=True)
+    new = cached(np.full((8, 8, 8), 6), image=np.full((8, 8, 8), 2, np.int16), is_annotated=True)
     hu, _, _ = draw([*old, new], size=400, replay=replay)
     assert abs((hu[:, 0, 0, 0, 0] == 1).mean() - share) < 0.08
 
 
-def test_without_a_new_case_replay_does_nothing() -> None:
+def test_without_an_annotated_case_replay_does_nothing() -> None:
     hu, _, _ = draw([cached(three_organs()), cached(three_organs())], size=3, replay=0.0)
     assert hu.shape[0] == 3
 

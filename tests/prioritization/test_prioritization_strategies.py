@@ -152,7 +152,8 @@ def test_a_second_organ_is_asked_about_where_it_raises_the_ratio():
     assert quick_to_open.rank(Scores.of(much_less))[0].organs == ("a",)  # 0.1 / 1.1 > 0.1055 / 2.1
 
 
-def test_diverse_takes_kinds_in_turn_and_twins_last():
+def test_diverse_gives_kinds_places_by_worth_and_twins_last():
+    """Quotients: spills 40 and 20/2, islands 30 and 10/2, the other 15. With the twin: 40, 39/2 and 20/3."""
     spills = [sized(f"spill_{n}", ("a", ml, 50)) for n, ml in enumerate((40, 39, 20))]  # the first two are much alike
     islands = [sized(f"island_{n}", ("a", ml, 50), error="island") for n, ml in enumerate((30, 10))]
     other, idle = sized("other", ("b", 15, 50)), sized("idle", ("a", 0, 50)).model_copy(update={"organs": ()})
@@ -161,7 +162,7 @@ def test_diverse_takes_kinds_in_turn_and_twins_last():
         "spill_0", "island_0", "other", "spill_2", "island_1", "spill_1", "idle"
     ]  # fmt: skip
     plain = Diverse(base=AttentionVolume(), alike=0).rank(scores)
-    assert order(plain) == ["spill_0", "island_0", "other", "spill_1", "island_1", "spill_2", "idle"]
+    assert order(plain) == ["spill_0", "island_0", "spill_1", "other", "spill_2", "island_1", "idle"]
 
 
 def test_stratified_places_go_to_one_organ_after_the_other():

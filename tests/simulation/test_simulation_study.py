@@ -10,6 +10,7 @@ from atlas_ray.cluster.session import in_process
 from atlas_ray.config import Campaign
 from atlas_ray.progress import Advance, not_shown
 from atlas_ray.simulation.arms import arms_of, study_of
+from atlas_ray.simulation.modes import compare_modes
 from atlas_ray.simulation.play import Curves, play
 from atlas_ray.simulation.report import write_report
 
@@ -36,6 +37,7 @@ STUDY = {
         "strategies": {"ours": {"strategy": "diverse"}, "by_chance": {"strategy": "foreground_aware_random"}},
         "annotators": {"perfect": {"annotator": "oracle", "scope": "asked", "minutes_per_case": 1, "minutes_per_organ": 0.5}},
         "rules": {"resamples": 50},
+        "modes": ["physical", "calibrated"],
     },
 }  # fmt: skip
 
@@ -97,10 +99,13 @@ def test_started_again_it_repeats_nothing_and_says_the_same(played: tuple[Campai
 def test_the_page_says_who_is_better_and_what_it_took(played: tuple[Campaign, Curves]) -> None:
     campaign, curves = played
     with in_process():
-        result = write_report(campaign, curves)
+        modes = compare_modes(campaign, bar=_no_bar)
+        result = write_report(campaign, curves, modes)
+    assert [mode.mode for mode in result.modes] == ["physical", "calibrated"]
+    assert all(mode.errors == modes[0].errors > 0 for mode in modes)  # the networks' errors are the same, however one looks
     assert (result.pool, result.holdout, result.variants.cases) == (4, 2, 1)
     assert result.full_label["labels"] == 1.0
     (comparison,) = result.annotators["perfect"].comparisons
     assert comparison.against == "by_chance"
     page = campaign.open_workspace().simulation_report.read_text()
-    assert all(words in page for words in ("ours less", "by_chance", "Organ voxels by hand", "data:image/png"))
+    assert all(words in page for words in ("ours less", "by_chance", "Organ voxels by hand", "calibrated", "data:image/png"))
