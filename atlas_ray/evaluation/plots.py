@@ -36,6 +36,7 @@ def detection_bars(
                 axes.scatter([x for x, _ in known], [y for _, y in known], marker="_", s=120, color="#222222", label=label)
         axes.set_xticks(places, [row[0].replace("_", " ") for row in rows], rotation=30, ha="right")
         axes.set_ylim(0, 1.05)
+        axes.set_ylabel("Share of regions")
         axes.set_title(title)
         axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.28))
     return png(drawn)
@@ -59,8 +60,10 @@ def error_summary(counts: Mapping[str, Mapping[str, int]], colors: Mapping[str, 
         axes.invert_yaxis()
         axes.set_xlabel("Errors")
         axes.set_title(title)
+        for row, total in enumerate(left):
+            axes.annotate(f"{total:.0f}", (total, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
         if organs:
-            axes.legend(frameon=False, fontsize=8, loc="lower right")
+            drawn.legend(frameon=False, fontsize=8, loc="outside right center")
     return png(drawn)
 
 
@@ -73,8 +76,9 @@ def maker_matrix(pairs: Sequence[PairMean], *, title: str) -> bytes:
         low, high = sorted((i, j))
         values[high, low] = np.nan if pair.dice.value is None else pair.dice.value
         values[low, high] = np.nan if pair.surface_dice.value is None else pair.surface_dice.value
-    with figure(1.2 + 0.95 * len(makers), 0.9 + 0.8 * len(makers)) as (drawn, axes):
-        axes.imshow(values, cmap="Blues", vmin=0, vmax=1)
+    with figure(2.2 + 0.95 * len(makers), 1.1 + 0.8 * len(makers)) as (drawn, axes):
+        shades = axes.imshow(values, cmap="Blues", vmin=0, vmax=1)
+        drawn.colorbar(shades, ax=axes, shrink=0.8, label="Dice, surface Dice")
         for row, column in np.argwhere(~np.isnan(values)):
             value = values[row, column]
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "#222222")
@@ -96,7 +100,11 @@ def organ_volumes(volumes_ml: Mapping[str, Sequence[float]], *, title: str) -> b
         if there:
             axes.boxplot(list(there.values()), widths=0.6, flierprops={"markersize": 3, "markeredgecolor": GRAY})
             axes.set_yscale("log")
-        axes.set_xticks(range(1, len(there) + 1), [organ.replace("_", " ") for organ in there], rotation=30, ha="right")
+            axes.yaxis.set_major_formatter(lambda volume, _: f"{volume:g}")
+            axes.grid(axis="y", color="#e4e7eb", linewidth=0.7)
+        words = [f"{organ.replace('_', ' ')} ({len(values)})" for organ, values in there.items()]
+        axes.set_xticks(range(1, len(there) + 1), words, rotation=30, ha="right")
+        axes.set_xlabel("Organ (cases that have it)")
         axes.set_ylabel("Volume (ml)")
         axes.set_title(title)
     return png(drawn)

@@ -89,7 +89,7 @@ def attention_step(
     bars = detection_bars(
         [(row.organ, row.sensitivity, row.precision) for row in report.organs],
         shown,
-        title=f"Attention ({mode}), round {round_index}",
+        title=f"Attention ({mode}) of round {round_index} on {len(cases)} {split} cases",
     )
     rows = tuple((case, organ, *found.model_dump().values()) for case, by in per_case.items() for organ, found in by.items())
     publish(
