@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("config", nargs="?", default="proof")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=DOCS)
-    parser.add_argument("--page", action="store_true", help="everything was measured: write the page again")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page of what was measured")
     arguments = parser.parse_args()
     campaign = load_config(arguments.config, arguments.set)
     where = [arguments.config, *(word for change in arguments.set for word in ("--set", change))]
@@ -74,7 +74,8 @@ def page(campaign: Campaign, commands: dict[str, str], pictures: Path) -> str:
     def plotted(name: str) -> bytes:
         return workspace.plot(0, name).read_bytes()
 
-    attention = {mode: AttentionReport.model_validate_json(report(f"attention_holdout_{mode}")) for mode in MODES}
+    measured = [mode for mode in MODES if workspace.report(0, f"attention_holdout_{mode}").exists()]
+    attention = {mode: AttentionReport.model_validate_json(report(f"attention_holdout_{mode}")) for mode in measured}
     errors = ErrorReport.model_validate_json(report("errors_holdout"))
     bias = BiasReport.model_validate_json(report("bias_holdout"))
     false = FalsePositiveReport.model_validate_json(report("false_positives_holdout"))
@@ -82,37 +83,31 @@ def page(campaign: Campaign, commands: dict[str, str], pictures: Path) -> str:
     comparison = Comparison.model_validate_json(compared.read_bytes()) if compared.exists() else None
     budget = Budget.model_validate_json(workspace.budget(0).read_bytes())
     evaluation = Evaluation.model_validate_json(workspace.evaluation(0).read_bytes())
-    rules, paper = attention[MODES[0]].rules, paper_figures().false_positives
+    rules, paper = attention[measured[0]].rules, paper_figures().false_positives
     volumes, cases = _volumes(campaign), workspace.cases()
     splits = Counter(case.split for case in cases)
     parts = [
         "# Proof: the paper's tables and figures, from a campaign of our own",
         f"`make proof` makes this page: `python benchmarks/proof.py {campaign.name}`, on {machine()}; {time.strftime('%Y-%m-%d')}.",
         "**What it is.** A small campaign with synthetic patients, small networks trained for minutes, and an oracle for an "
-        f"annotator. "
-        "It shows that the method runs from end to end and that its measures measure what they say. It shows nothing about "
-        f"real CT. "
-        f"The numbers of the paper ({paper_figures().citation}) come from private patients and large networks: they stand "
-        f"beside ours "
-        "as a scale, not as a target.",
+        "annotator. It shows that the method runs from end to end and that its measures measure what they say. It shows nothing "
+        f"about real CT. The numbers of the paper ({paper_figures().citation}) come from private patients and large networks: "
+        "they stand beside ours as a scale, not as a target.",
         f"**What was run.** `configs/{campaign.name}.yaml`: {splits['train']} labeled patients teach {_listed(campaign)} of "
         f"{len(volumes)} organs; these label {splits['pool']} others, and attention ranks them. The oracle corrects the first "
-        f"{budget.cases}, the networks are tuned with what it corrected, and {splits['holdout']} patients that nobody trained "
-        f"on or "
-        f"asked about tell what both rounds are worth. Voxels are {' x '.join(f'{edge:g}' for edge in cases[0].spacing)} mm.",
+        f"{budget.cases}, the networks are tuned with what it corrected, and {splits['holdout']} patients that nobody trained on "
+        f"or asked about are what everything is measured on. Voxels are {' x '.join(f'{edge:g}' for edge in cases[0].spacing)} mm.",
         f"**How to read it.** Every number has the command that makes it. Brackets hold {rules.confidence:.0%} intervals from "
-        f"drawing "
-        f"cases with replacement (BCa, {rules.resamples} draws): they say what other patients of this kind might have given, and "
-        "nothing about another training of the networks, of which there is one. A dash: there was nothing to measure.",
+        f"drawing cases with replacement (BCa, {rules.resamples} draws): they say what other patients of this kind might have "
+        "given, and nothing about another training of the networks, of which there is one. A dash: there was nothing to measure.",
         "All that follows needs the campaign's first round:",
         _code(commands["round"]),
         "## What came out",
         *_findings(attention, evaluation, comparison, bias),
         "## The networks before annotation",
         _code(commands["dice"]),
-        f"Dice on {evaluation.cases} holdout cases; of the average also surface Dice at {rules.tolerance_mm:g} mm, a third of "
-        f"a voxel, "
-        "which is strict. `cases` have the organ.",
+        f"Dice on {evaluation.cases} holdout cases; of the average also surface Dice at {rules.tolerance_mm:g} mm, strict for "
+        "such voxels. `cases` have the organ.",
         _table(
             ("organ", "cases", "average", "surface Dice", *evaluation.architectures),
             [
@@ -123,13 +118,11 @@ def page(campaign: Campaign, commands: dict[str, str], pictures: Path) -> str:
         ),
         "## Table 1: does the attention find the errors?",
         f"An error is a connected region of at least {rules.min_error_mm3:g} mm3 where pseudo-label and reference differ. It is "
-        f"found where attention covers {f'{rules.min_overlap:.0%}' if rules.min_overlap else 'one voxel'} of it (the paper's "
-        f'"once '
-        f'an error is detected, it counts as a hit"); attention is right by the same rule, from {rules.min_attention_mm3:g} '
-        f"mm3 on. "
-        "Shares are pooled over cases; the mean is over organs. The same counted in voxels asks much more, because attention "
-        f"is a hint "
-        "and not a mask; `missed volume` is the share of a case's error volume in regions that attention does not touch.",
+        f"found where attention covers {f'{rules.min_overlap:.0%}' if rules.min_overlap else 'one voxel'} of it (so does the "
+        "paper, for whom an error that is touched is a hit); attention is right by the same rule, from "
+        f"{rules.min_attention_mm3:g} mm3 on. Shares are pooled over cases; the mean is over organs. The same counted in voxels "
+        "asks much more, because attention is a hint and not a mask; `missed volume` is the share of a case's error volume in "
+        "regions that attention does not touch.",
     ]
     for mode, found in attention.items():
         columns, rows = table_1(found)
@@ -156,8 +149,9 @@ def page(campaign: Campaign, commands: dict[str, str], pictures: Path) -> str:
         ),
         picture("figure_3b", plotted("errors_holdout_figure_3b")),
         "## Figure 6: label bias",
-        "If architectures agree with each other no more than with the reference, none has a habit that data made by it alone would "
-        "inherit; the average should be closer to the reference than any of them.",
+        "If architectures agree with each other no more than with the reference, none has a habit that data made by it alone "
+        "would inherit; the average should be closer to the reference than any of them. Every number is the "
+        "mean over cases of a case's mean over organs; an organ that only one of the two has counts 0.",
         _code(commands["bias"]),
         _table(
             ("", "against", "cases", "Dice", f"surface Dice, {rules.tolerance_mm:g} mm"),
@@ -166,7 +160,7 @@ def page(campaign: Campaign, commands: dict[str, str], pictures: Path) -> str:
         picture("figure_6", plotted("bias_holdout_figure_6")),
         "## False positives (section 4)",
         _code(commands["false-positives"]),
-        f"What the average predicts of organs that a patient does not have. Intervals of the rate are Clopper and Pearson's. The "
+        "What the average predicts of organs that a patient does not have. Intervals of the rate are Clopper and Pearson's. The "
         f"paper's are of one kind of tumor: {paper.cases_with_any} of {paper.cases} CT without it had at least one, "
         f"{paper.components} in all.",
         _table(
@@ -183,8 +177,8 @@ def _two_rounds(comparison: Comparison, command: str) -> list[str]:
     return [
         "## One round of annotation",
         _code(command),
-        f"Dice before and after fine-tuning on what the oracle corrected in {comparison.minutes or 0:.0f} simulated minutes, paired by "
-        "case. How MLflow shows the two rounds:",
+        f"Dice before and after fine-tuning on what the oracle corrected in {comparison.minutes or 0:.0f} simulated minutes, "
+        "paired by case. How MLflow shows the two rounds:",
         "![two rounds in MLflow](screenshots/mlflow.png)",
         "Made by `python benchmarks/mlflow_picture.py`.",
         _table(
@@ -202,14 +196,22 @@ def _findings(
     found = "; ".join(f"`{m}`: sensitivity {a.sensitivity.text}, precision {a.precision.text}" for m, a in attention.items())
     alone = {p.first: p.dice for p in bias.pairs if p.second == REFERENCE}
     average = alone.pop(AVERAGE)
+    by_organ = {name: mean for name, mean in evaluation.mean_by_architecture.items() if mean is not None}
+    strongest = max(by_organ, key=lambda name: by_organ[name])
     best = max(alone, key=lambda name: alone[name].value or 0)
     lines = [
         f"- Attention against errors, mean over organs: {found}. The paper: {paper.mean_sensitivity:g} and "
         f"{paper.mean_precision:g}.",
         f"- The average of the architectures has Dice {average.text} against the reference, the best of them alone "
-        f"({best.replace('_', ' ')}) "
-        f"{alone[best].text}.",
+        f"({best.replace('_', ' ')}) {alone[best].text}: means over patients. By organ, over the patients that have it, "
+        f"the average has {evaluation.mean_dice or 0:.3f} and {strongest.replace('_', ' ')} {by_organ[strongest]:.3f}.",
     ]
+    if evaluation.attention_mm3 is not None:
+        lines.append(
+            "- That sensitivity has its price: so little training leaves disagreement along every boundary, and attention covers "
+            f"{evaluation.attention_mm3 / 1000:.0f} ml of a case (summed over organs). Precision falls where many of its regions "
+            "lie on boundaries that are right."
+        )
     if comparison:
         gain = comparison.mean
         clear = "clear of zero" if gain.difference.excludes_zero else "not clear of zero"
@@ -219,8 +221,8 @@ def _findings(
         )
     if weak := [row.organ.replace("_", " ") for row in evaluation.organs if row.dice is not None and row.dice < WEAK_DICE]:
         lines.append(
-            f"- Limit: before annotation the average hardly finds {', '.join(weak)} (Dice below {WEAK_DICE:g}); so short is "
-            f"the training."
+            f"- Limit: before annotation the average hardly finds {', '.join(weak)} (Dice below {WEAK_DICE:g}); so short is the "
+            "training. That it is not predicted where it is absent, either, says nothing."
         )
     return ["\n".join(lines)]
 
@@ -253,7 +255,9 @@ def _table(columns: Sequence[str], rows: Rows) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("_", " ")
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value).replace("_", " ")
 
 
 if __name__ == "__main__":
