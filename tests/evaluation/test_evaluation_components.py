@@ -48,6 +48,15 @@ def test_the_smallest_error_is_a_volume(spacing, errors):
     assert found.right == 1  # it lies on an error, if only on a small one
 
 
+@pytest.mark.parametrize(("min_error_mm3", "asked", "missed"), [(0, 8, 5), (6, 7, 4), (12, 7, 4), (14, 4, 4), (100, 0, 0)])
+def test_missed_share_is_of_the_volume_of_the_errors_that_are_asked_for(min_error_mm3, asked, missed):
+    """Errors of 3, 1 and 4 voxels of 4 mm3; attention lies on the first."""
+    found = detect(row("###.#.####"), row("#........."), (2.0, 1.0, 2.0), Rules(min_error_mm3=min_error_mm3))
+    assert (found.asked_voxels, found.missed_voxels) == (asked, missed)
+    assert found.missed_share == (missed / asked if asked else None)
+    assert found.error_voxels == 8
+
+
 def test_small_attention_is_not_counted_where_so_asked():
     assert detect(row("#..##"), row("#..##"), UNIT, Rules(min_error_mm3=0, min_attention_mm3=2)).regions == 1
 

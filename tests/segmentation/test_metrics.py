@@ -20,9 +20,21 @@ def test_an_absent_organ_says_nothing() -> None:
     assert dice(empty, some) == 0
 
 
+def test_dice_of_every_organ_of_a_label_map() -> None:
+    """The first organ is shifted by one of its two voxels, the second is one voxel and right, the third is invented."""
+    organs = load_organs("abdomenatlas_1_0")
+    ids = [organs[name].label_id for name in organs.names[:3]]
+    truth = np.array([ids[0], ids[0], 0, ids[1], 0], np.uint8).reshape(5, 1, 1)
+    predicted = np.array([0, ids[0], ids[0], ids[1], ids[2]], np.uint8).reshape(5, 1, 1)
+    found = organ_dice(predicted, truth, organs)
+    assert [found[name] for name in organs.names[:4]] == [0.5, 1, None, None]
+
+
 def test_false_volume_counts_both_kinds_of_error() -> None:
     a, b = np.array([1, 1, 0, 0], bool), np.array([0, 1, 1, 0], bool)
     assert false_volume_ml(a, b, voxel_mm3=500) == 1.0
+    assert false_volume_ml(a, a, voxel_mm3=500) == 0
+    assert false_volume_ml(a, a & False, voxel_mm3=0.5 * 0.8 * 3) == pytest.approx(0.0024)  # two voxels of 1.2 mm3
 
 
 def test_mean_is_per_organ_first_and_leaves_out_absent_ones() -> None:
