@@ -224,6 +224,11 @@ def _findings(
             f"- Limit: before annotation the average hardly finds {', '.join(weak)} (Dice below {WEAK_DICE:g}); so short is the "
             "training. That it is not predicted where it is absent, either, says nothing."
         )
+    missing = [f"`{mode}` attention" for mode in MODES if mode not in attention] + (
+        [] if comparison else ["the round after annotation"]
+    )
+    if missing:
+        lines.append(f"- Not measured for this page: {', '.join(missing)}. `make proof` goes on with it.")
     return ["\n".join(lines)]
 
 
