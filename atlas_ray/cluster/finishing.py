@@ -343,8 +343,9 @@ def with_errors(components: Sequence[AttentionComponent], label: Volume, organs:
         around = (min(c.box[axis][0] for c in components), max(c.box[axis][1] for c in components))
         spans.append(_span(mask_XYZ, axis, around, math.ceil(MARGIN_MM / edge)))
     window = tuple(slice(low, high) for low, high in spans)
+    mask_XYZ = np.ascontiguousarray(mask_XYZ[window])
     mirror_XYZ = label.voxels[window] == organs.label_id(mirror) if mirror else None
-    organ = PredictedOrgan(np.ascontiguousarray(mask_XYZ[window]), label.spacing, mirror_XYZ)
+    organ = PredictedOrgan(mask_XYZ, label.spacing, mirror_XYZ)
     named = []
     for component in components:
         moved = tuple((start - low, stop - low) for (start, stop), (low, _) in zip(component.box, spans, strict=True))
