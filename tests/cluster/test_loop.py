@@ -51,8 +51,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def case(root: Path, name: str, organ: str, source: str = "original", *, is_new: bool = False) -> TrainingCase:
-    return TrainingCase.model_validate({"case_id": name, "folder": str(root / name), "sources": {organ: source}, "is_new": is_new})
+def case(root: Path, name: str, organ: str, source: str = "original", *, is_annotated: bool = False) -> TrainingCase:
+    return TrainingCase.model_validate({"case_id": name, "folder": str(root / name), "sources": {organ: source}, "is_annotated": is_annotated})
 
 
 def with_everything(root: Path, name: str) -> TrainingPlan:
@@ -61,7 +61,7 @@ def with_everything(root: Path, name: str) -> TrainingPlan:
         root,
         name,
         architecture=NNUNet(features=(4, 8), deep_supervision=True),
-        cases=[case(root, "a", "liver"), case(root, "c", "spleen", "revised", is_new=True)],
+        cases=[case(root, "a", "liver"), case(root, "c", "spleen", "revised", is_annotated=True)],
         validation=[case(root, "b", "spleen")],
         patches={"patch": (16, 16, 16), "replay": 0.5, "augmentation": {"mirror": 0.5}},
         last_output=str(root / f"{name}.last.pt"),
