@@ -52,7 +52,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def case(root: Path, name: str, organ: str, source: str = "original", *, is_annotated: bool = False) -> TrainingCase:
-    return TrainingCase.model_validate({"case_id": name, "folder": str(root / name), "sources": {organ: source}, "is_annotated": is_annotated})
+    return TrainingCase.model_validate(
+        {"case_id": name, "folder": str(root / name), "sources": {organ: source}, "is_annotated": is_annotated}
+    )
 
 
 def with_everything(root: Path, name: str) -> TrainingPlan:
