@@ -173,6 +173,9 @@ def finish(
             write_atomically(anatomy_in(folder), corrected.model_dump_json(indent=2))
         slices = np.moveaxis(found.label.voxels, 2, 0)
         voxels_of = np.sum([np.bincount(slice_XY.ravel(order="K"), minlength=256) for slice_XY in slices], axis=0)
+    with watch("write"):
+        for name in list(found.own_labels):  # a byte per voxel each, which the components have need of
+            write_volume(architecture_label_in(folder, name), found.own_labels.pop(name).volume())
     components: list[AttentionComponent] = []
     scores: list[OrganScores] = []
     strongest = np.zeros(grid.shape, np.uint8, order="F")
@@ -218,8 +221,6 @@ def finish(
     with watch("write"):
         write_volume(heat_in(folder), grid.with_voxels(strongest))
         write_volume(pseudo_label_in(folder), found.label.volume())
-        for name, canvas in found.own_labels.items():
-            write_volume(architecture_label_in(folder, name), canvas.volume())
         lines = (component.model_dump_json() + "\n" for component in rank_components(components))
         write_atomically(components_in(folder), "".join(lines))
     record = case_scores(
