@@ -76,8 +76,8 @@ def behind_the_back(workspace: Workspace, parent: int, runs: list[list[int]]) ->
 def test_two_annotators_never_get_the_same_case(new_page: NewPage, workspace: Workspace) -> None:
     """Each with a server of their own on one database, so that only the database can keep them apart."""
     servers = [AppServer(workspace, user, bare=True).start() for user in ("anna", "bob")]
+    pages = [new_page(), new_page()]
     try:
-        pages = [new_page(), new_page()]
         for page, server in zip(pages, servers, strict=True):
             page.goto(f"{server.url}/ui/")
         for page in pages:
@@ -92,6 +92,8 @@ def test_two_annotators_never_get_the_same_case(new_page: NewPage, workspace: Wo
         np.testing.assert_array_equal(active_mask(pages[1]), before)
         assert pages[1].locator('[data-id="case-note"]').inner_text() == "read only: anna works on it"
     finally:
+        for page in pages:  # before their servers: a page that still fetches ahead would complain
+            page.close()
         for server in servers:
             server.stop()
 
