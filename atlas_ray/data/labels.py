@@ -20,7 +20,7 @@ from atlas_ray.components import body_midline, box_of, split_sides
 from atlas_ray.exceptions import GeometryError, LabelError
 from atlas_ray.organs import LabelMap, Organ, Organs
 from atlas_ray.records import OrganOrigin
-from atlas_ray.schema import Schema, Triple
+from atlas_ray.schema import Schema
 from atlas_ray.storage import place
 from atlas_ray.volume import Array, Volume, onto_grid_of, read_slices, read_volume, reorient
 
@@ -260,18 +260,15 @@ def _split(labels: LabelMap, pair_id: int, sides: Pair, image: Volume, organs: O
     """Give a pair's voxels to its organs, in place; the reason where that is not certain, and they become background."""
     ras = reorient(image.with_voxels(labels)).voxels  # a view of the same voxels
     mask = ras == pair_id
-    midline = body_midline(reorient(image).voxels, mask) if mask.any() else None
+    in_ras = reorient(image)
+    midline = body_midline(in_ras.voxels, mask) if mask.any() else None
     cut = any(organs[organ].cut_where_touching for organ in sides if organ in organs.names)
-    told = split_sides(mask, midline, cut_spacing=_ras_spacing(image) if cut else None)
+    told = split_sides(mask, midline, cut_spacing=in_ras.spacing if cut else None)
     ras[mask] = 0
     for organ, side in zip(sides, (told.left_XYZ, told.right_XYZ), strict=True):
         if organ in organs.names:
             ras[side] = organs.label_id(organ)
     return told.refused
-
-
-def _ras_spacing(image: Volume) -> Triple:
-    return reorient(image).spacing
 
 
 def _with_pairs(organs: Organs, pairs: dict[str, Pair]) -> Organs:

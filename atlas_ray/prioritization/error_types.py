@@ -56,7 +56,7 @@ class PredictedOrgan:
         """Number of the largest island."""
         return int(self._statistics["voxel_counts"][1:].argmax()) + 1
 
-    @property
+    @cached_property
     def boxes(self) -> list[Box]:
         """Box of each island; entry 0 is the background's."""
         return list(self._statistics["bounding_boxes"])

@@ -24,7 +24,7 @@ from atlas_ray.schema import Schema
 from atlas_ray.storage import create
 
 KEY_BYTES = 32
-EMPTIED = (
+TYPE_2 = (  # of patient and study (PS3.3 C.7.1.1 and C.7.2.1): must be there, may be empty
     "PatientName",
     "PatientBirthDate",
     "PatientSex",
@@ -33,8 +33,8 @@ EMPTIED = (
     "StudyDate",
     "StudyTime",
     "ReferringPhysicianName",
-    "ContentCreatorName",
 )
+EMPTIED = (*TYPE_2, "ContentCreatorName")
 REMOVED = (
     "InstanceCreationDate",
     "InstanceCreationTime",

@@ -18,7 +18,7 @@ from atlas_ray import __version__
 from atlas_ray.exceptions import CaseError, GeometryError
 from atlas_ray.organs import Code, Organ, Organs
 from atlas_ray.records import LabelSource
-from atlas_ray.release.deidentify import Pseudonyms, apply_basic_profile
+from atlas_ray.release.deidentify import TYPE_2, Pseudonyms, apply_basic_profile
 from atlas_ray.release.plan import Planned
 from atlas_ray.schema import Schema
 from atlas_ray.storage import place, write_atomically
@@ -38,16 +38,6 @@ NEEDED = (  # of every slice
     "ImagePositionPatient",
 )
 TAKEN = ("PatientID", "SpecificCharacterSet", "SliceThickness", "SpacingBetweenSlices")  # where it is there; nothing else is read
-EMPTY = (  # type 2 of PS3.3 C.7.1.1 and C.7.2.1: must be there, may be empty
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
 CATEGORY = {
     "anatomical_structure": ("123037004", "Anatomical Structure"),
     "morphologically_altered_structure": ("49755003", "Morphologically Abnormal Structure"),
@@ -126,7 +116,7 @@ def _heads(files: Sequence[Path]) -> list[Any]:
             raise CaseError(f"{path} has no {', '.join(missing)}; a segmentation refers to it")
         if "PatientID" not in head:
             head.PatientID = None
-        for keyword in EMPTY:
+        for keyword in TYPE_2:
             setattr(head, keyword, None)
         heads.append(head)
     return heads
