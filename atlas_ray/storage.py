@@ -346,7 +346,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
             yield upload
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    partial = _hidden(path)
     is_in_new_folder = any(folder.suffix == PARTIAL for folder in path.parents)
     try:
         with partial.open("wb") as file:
@@ -405,16 +405,14 @@ def new_folder(final: Path) -> Iterator[Path]:
     """
     if isinstance(final, Path):
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}{PARTIAL}")
+        partial = _hidden(final)
         partial.mkdir()
         try:
             yield partial
             _sync(partial)
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
+            _take_place(partial, final)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
         return
     with tempfile.TemporaryDirectory(prefix="atlas_ray_") as local:
         yield Path(local)
@@ -426,6 +424,27 @@ def new_folder(final: Path) -> Iterator[Path]:
             if old.is_file() and old.relative_to(final).as_posix() not in new:
                 old.unlink(missing_ok=True)
         (final / MARKER).write_bytes(b"")
+
+
+def _hidden(path: Path) -> Path:
+    """A name beside a file or folder for what is not whole."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+
+def _take_place(partial: Path, final: Path) -> None:
+    """Rename a folder, over one that may be there. That one steps aside first: emptied in its place, it would look whole to whoever
+    comes when this process is killed."""
+    aside = _hidden(final)
+    with contextlib.suppress(FileNotFoundError):
+        final.rename(aside)
+    try:
+        partial.rename(final)
+    except OSError:
+        with contextlib.suppress(OSError):  # none was there, or a twin is there by now
+            aside.rename(final)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -446,10 +465,14 @@ def is_whole(folder: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """A file or a folder with all that is in it; nothing where there is nothing. In a bucket a folder's marker goes first."""
+    """A file or a folder with all that is in it; nothing where there is nothing. A folder is gone at once, and whoever still writes
+    into it fails; in a bucket its marker goes first."""
     if isinstance(path, Path):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            aside = _hidden(path)
+            with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+                path.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
         return

@@ -419,8 +419,9 @@ def violations(campaign: Campaign, cases: Sequence[Case], bad: set[str], wanted:
     found += [f"{name}: should not be there" for name in sorted(there - good)]
     for case_id in sorted(good & there):
         folder = workspace.prediction(0, case_id)
-        if sums_of(campaign, case_id) != wanted[case_id]:
-            found.append(f"{case_id}: differs from the undisturbed run")
+        if (sums := sums_of(campaign, case_id)) != wanted[case_id]:
+            files = sorted({name for name, _ in sums.items() ^ wanted[case_id].items()})
+            found.append(f"{case_id}: {files} of {sorted(wanted[case_id])} differ from the undisturbed run")
         if any(file_sha256(folder / name) != digest for name, digest in read_sums(folder).items()):
             found.append(f"{case_id}: a file is not what was written")
     rows = sorted(read_scores(workspace, 0).case_id_N.tolist())

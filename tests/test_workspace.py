@@ -1,12 +1,15 @@
 """The campaign's folder: files appear whole or not at all, and its small readers say what is missing."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import Case, CaseScores, Quarantined
-from atlas_ray.storage import new_folder, write_atomically
+from atlas_ray.storage import new_folder, remove, write_atomically
 from atlas_ray.workspace import Workspace, read_lines, scores_in, write_lines
 
 
@@ -76,6 +79,77 @@ def test_a_second_writer_of_a_folder_wins(tmp_path: Path) -> None:
         with new_folder(tmp_path / "case_1") as partial:
             (partial / "who").write_text(text)
     assert (tmp_path / "case_1" / "who").read_text() == "second"
+
+
+REPLACE_AND_DIE = """
+import os, pathlib, signal, sys
+from atlas_ray.storage import new_folder
+
+left = int(sys.argv[2])
+
+
+def fatal(call):
+    def counted(*args, **kwargs):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **kwargs)
+
+    return counted
+
+
+with new_folder(pathlib.Path(sys.argv[1])) as partial:
+    for name in ("label", "heat", "scores.json"):
+        (partial / name).write_text("new")
+    os.rename, os.unlink, os.rmdir = fatal(os.rename), fatal(os.unlink), fatal(os.rmdir)
+"""
+
+
+def test_a_folder_whose_replacement_is_killed_is_never_half_of_one(tmp_path: Path) -> None:
+    """Before each change to the disk that replacing makes: the old folder, the new one, or none; a mixture would count as done."""
+    seen, moments = list[set[str]](), 0
+    while True:
+        final = tmp_path / str(moments) / "case_1"
+        final.mkdir(parents=True)
+        for name in ("label", "heat", "scores.json"):
+            (final / name).write_text("old")
+        ended = subprocess.run([sys.executable, "-c", REPLACE_AND_DIE, str(final), str(moments)], check=False)
+        if final.exists():
+            assert names(final) == ["heat", "label", "scores.json"]
+            seen.append({path.read_text() for path in final.iterdir()})
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == -signal.SIGKILL
+        moments += 1
+    assert moments >= 4  # two renames, and what is done to the old one's files
+    assert seen[0] == {"old"}
+    assert seen[-1] == {"new"}
+    assert all(len(texts) == 1 for texts in seen)
+
+
+def test_who_writes_into_a_folder_that_is_removed_fails_and_spoils_nothing(tmp_path: Path) -> None:
+    """What died leaves a partial folder, which is removed later; a process taken for dead may still be writing into its own."""
+    final = tmp_path / "case_1"
+    with new_folder(final) as partial:
+        (partial / "scores.json").write_text("good")
+
+    def write_on() -> None:
+        with new_folder(final) as partial:
+            (partial / "label").write_text("late")
+            remove(partial)
+            (partial / "scores.json").write_text("late")
+
+    def end_late() -> None:
+        with new_folder(final) as partial:
+            (partial / "scores.json").write_text("late")
+            remove(partial)
+
+    for late in (write_on, end_late):
+        with pytest.raises(FileNotFoundError):
+            late()
+        assert (final / "scores.json").read_text() == "good"
+        assert names(tmp_path) == ["case_1"]
 
 
 def test_the_manifest_reads_back(workspace: Workspace) -> None:
