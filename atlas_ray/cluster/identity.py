@@ -29,7 +29,7 @@ COMPUTING = (
     "attention/*.py",
     "cluster/finishing.py",
 )
-TRAINING = ("losses.py", "schedule.py")  # of segmentation/: what only training runs; its outcome is in the weights
+TRAINING = ("averaging.py", "losses.py", "schedule.py")  # of segmentation/: what only training runs; its outcome is in the weights
 SPREADING = {"batch", "memory_gb", "compile"}  # of `inference`: how it is computed, not what
 
 

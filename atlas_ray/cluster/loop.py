@@ -4,6 +4,7 @@ Patches, augmentation and learning rate are functions of the step, so a run that
 would have had. Axis letters: B batch, K organs, X Y Z.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from atlas_ray.cluster.training import TrainingCase, TrainingPlan, progress_file
 from atlas_ray.data.patches import Batch, CachedCase, Deck, draw_batch, open_cached
 from atlas_ray.exceptions import AtlasError
 from atlas_ray.segmentation.architectures import start_from_prior
-from atlas_ray.segmentation.averaging import Average
+from atlas_ray.segmentation.averaging import Average, blended
 from atlas_ray.segmentation.checkpoints import CheckpointHeader, load_into, read_checkpoint, save_checkpoint
 from atlas_ray.segmentation.inference import Inference, normalize, predict_ensemble
 from atlas_ray.segmentation.losses import supervised_loss
@@ -45,6 +46,7 @@ class TrainingLoop:
         self.plan, self.schedule, self.reporter = plan, plan.schedule, reporter
         self.rank, self.device = reporter.rank, reporter.device
         torch.manual_seed(plan.schedule.seed)  # every worker starts from the same weights
+        self.parent: Weights | None = None  # to be blended with at the end
         self.bare = self._start_network().to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.network = reporter.prepare(self.bare)
         self.average = Average(self.bare, self.schedule.ema_decay) if self.schedule.ema_decay is not None else None
@@ -89,6 +91,8 @@ class TrainingLoop:
             header, state, _ = read_checkpoint(place(plan.parent))
             report = load_into(network, plan.architecture, plan.organs.names, header, state)
             self._tell(f"starts from {place(plan.parent).name} of round {header.provenance.round}: {report}")
+            if self.schedule.parent_share and not report.fresh_organs:
+                self.parent = {key: tensor.clone().to(self.device) for key, tensor in network.state_dict().items()}
         return network
 
     def _open(self, case: TrainingCase) -> CachedCase:
@@ -195,8 +199,7 @@ class TrainingLoop:
         """Sliding windows over the validation cases, with the weights that would be saved."""
         if self.rank or not self.plan.validation:
             return
-        network = self.bare if self.average is None else self.average.network
-        network.eval()
+        network = self._saved_network().eval()
         settings = self.plan.inference.model_copy(update={"coarse": None, "compile": False})  # nobody to look first, few cases
         member = settings.prepare(network, device=self.device)
         dices = [self._case_dice(case, member, settings) for case in self.plan.validation]
@@ -244,7 +247,15 @@ class TrainingLoop:
     def _weights(self) -> Weights:
         """What is validated and saved."""
         state: Weights = (self.bare if self.average is None else self.average.network).state_dict()
-        return state
+        return state if self.parent is None else blended(state, self.parent, self.schedule.parent_share)
+
+    def _saved_network(self) -> nn.Module:
+        """A network with these weights."""
+        network = self.bare if self.average is None else self.average.network
+        if self.parent is not None:
+            network = copy.deepcopy(network)
+            network.load_state_dict(self._weights())
+        return network
 
     def _state(self, done: int) -> State:
         """Everything the next step depends on that is not a function of its number."""

@@ -1,9 +1,10 @@
-"""An average of a network's weights over its training steps."""
+"""Averages of weights: of a network over its training steps, and of a fine-tuned network with the one it started from."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Average:
@@ -30,3 +31,16 @@ class Average:
                 mean.lerp_(new, 1 - kept)
             else:
                 mean.copy_(new)  # counters
+
+
+@torch.no_grad()
+def blended(tuned: Mapping[str, Tensor], parent: Mapping[str, Tensor], parent_share: float) -> dict[str, Tensor]:
+    """Weights between a fine-tuned network's and its parent's, tensor by tensor (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903).
+
+    Fine-tuning on few cases costs a network some of what it knew. Between the two networks lie some that keep most of both.
+
+    Args:
+        tuned, parent: state dicts with the same names and shapes; neither is changed. Counters are the tuned network's.
+        parent_share: 0 gives the tuned network, 1 its parent.
+    """
+    return {name: new.lerp(parent[name], parent_share) if new.is_floating_point() else new for name, new in tuned.items()}

@@ -52,6 +52,9 @@ class Schedule(Schema):
         gradient_clip: largest norm of the gradient.
         ema_decay: keep an average of the weights, each step's with a share of 1 - ema_decay; the average is validated and saved.
             None saves the weights themselves.
+        parent_share: share of the parent's weights in what is validated and saved (`averaging.blended`): gives back part of what
+            fine-tuning costs the cases that the parent knew. A network without a parent, or with organs that its parent lacks, is
+            saved as it was trained.
         precision: of the forward pass; weights and losses stay in float32. "auto" is bfloat16 where the machine has units for it.
             On a CPU train Swin UNETR in float32: torch 2.13's bfloat16 gradient of a convolution over 2x2x1 voxels depends on
             what was in memory before (measured; up to 1e30).
@@ -75,6 +78,7 @@ class Schedule(Schema):
     warmup_steps: NonNegativeInt = 100
     gradient_clip: PositiveFloat = 12.0
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    parent_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Precision = "auto"
     seed: int = 0
     checkpoint_every: PositiveInt = 500

@@ -14,6 +14,7 @@ from atlas_ray.cluster.loop import TrainingLoop
 from atlas_ray.cluster.reporting import STATE, FolderReporter
 from atlas_ray.cluster.training import Resources, TrainingCase, TrainingPlan, progress_file, train
 from atlas_ray.data.preprocess import write_blocks
+from atlas_ray.organs import Organs
 from atlas_ray.segmentation.architectures import NNUNet
 from atlas_ray.segmentation.checkpoints import read_checkpoint
 
@@ -117,6 +118,43 @@ def test_the_average_is_what_is_saved(root: Path) -> None:
     saved = read_checkpoint(Path(averaged.output))[1]
     assert all(torch.equal(last[key], value) for key, value in loops["plain"].bare.state_dict().items())  # trained alike
     assert not torch.equal(saved["head.weight"], last["head.weight"])
+
+
+def test_a_share_of_the_parent_stays_in_what_is_validated_and_saved(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blend is made of the weights that training ended with, and does not disturb the training itself."""
+    parent = make_plan(root, "parent")
+    train(parent, Resources())
+    seen: list[torch.Tensor] = []
+
+    def dice(loop: TrainingLoop, _case: TrainingCase, member: Any, _settings: Any) -> dict[str, float | None]:
+        seen.append(loop._saved_network().state_dict()["head.weight"].clone())
+        return {"spleen": 0.5}
+
+    monkeypatch.setattr(TrainingLoop, "_case_dice", dice)
+    loops = {}
+    for share in (0.0, 0.25):
+        plan = make_plan(root, f"share{share}", parent=parent.output, validation=[case(root, "b", "spleen")])
+        loops[share] = TrainingLoop(changed(plan, parent_share=share), FolderReporter(root / plan.name, torch.device("cpu")))
+        loops[share].run()
+    before, after = read_checkpoint(Path(parent.output))[1], loops[0.0].bare.state_dict()
+    saved = read_checkpoint(Path(loops[0.25].plan.output))[1]
+    assert all(torch.equal(after[key], value) for key, value in loops[0.25].bare.state_dict().items())  # trained alike
+    torch.testing.assert_close(saved["head.weight"], 0.75 * after["head.weight"] + 0.25 * before["head.weight"])
+    assert not torch.equal(saved["head.weight"], after["head.weight"])
+    assert torch.equal(seen[-1], saved["head.weight"])
+    assert read_checkpoint(Path(loops[0.0].plan.output))[1]["head.weight"].equal(after["head.weight"])
+
+
+def test_nothing_is_given_back_where_the_parent_did_not_know_an_organ(root: Path) -> None:
+    """Its output channel started from random numbers, which nobody wants a share of."""
+    heart = ORGANS.organs[2].model_copy(update={"name": "heart"})
+    parent = make_plan(root, "with_heart", organs=Organs(name="other three", organs=(*ORGANS.organs[:2], heart)))
+    train(parent, Resources())
+    plan = changed(make_plan(root, "with_thymus", parent=parent.output), parent_share=0.5)
+    loop = TrainingLoop(plan, FolderReporter(root / plan.name, torch.device("cpu")))
+    loop.run()
+    saved = read_checkpoint(Path(loop.plan.output))[1]
+    assert all(torch.equal(saved[key], value) for key, value in loop.bare.state_dict().items())
 
 
 def test_without_gain_the_training_ends_and_the_best_weights_are_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
