@@ -92,12 +92,14 @@ def is_collected(path: Path, prediction: Path) -> bool:
 def leftovers(workspace: Workspace) -> Iterator[Path]:
     """Half-written files and folders old enough to be nobody's."""
     folders = [workspace.root, workspace.locks]
-    folders += [path("x").parent for path in (workspace.label, workspace.truth, workspace.ingested)]
-    folders += workspace.caches.glob("*") if workspace.caches.exists() else ()
+    folders += [path("x").parent for path in (workspace.label, workspace.truth, workspace.ingested, workspace.attempts)]
+    folders += [workspace.caches, *(workspace.caches.glob("*") if workspace.caches.exists() else ())]
     for r in workspace.rounds():
         folders += [workspace.round(r), workspace.predictions(r), workspace.checkpoints(r)]
         folders += [workspace.tables(r) / kind for kind in ("scores", "components")]
-        folders += [workspace.annotations(r) / case_id for case_id in sorted(workspace.merged(r))]
+        folders += [workspace.annotations(r), *(workspace.annotations(r) / case_id for case_id in sorted(workspace.merged(r)))]
+        if (workspace.round(r) / COLLECTED).exists():
+            folders += [workspace.prediction(r, case_id) for case_id in sorted(workspace.predicted(r))]
     for folder in folders:
         for path in folder.glob(".*.partial") if folder.exists() else ():
             if time.time() - path.stat().st_mtime > OLD_S:

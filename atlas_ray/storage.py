@@ -9,6 +9,7 @@ several objects appears piece by piece; what must appear at once is written with
 """
 
 import contextlib
+import errno
 import fnmatch
 import functools
 import hashlib
@@ -345,7 +346,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
         with path.open("wb") as upload:
             yield upload
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     partial = _hidden(path)
     is_in_new_folder = any(folder.suffix == PARTIAL for folder in path.parents)
     try:
@@ -431,20 +432,35 @@ def _hidden(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
 
 
+def _make_folder(folder: Path) -> None:
+    """A folder and those above it. Where `new_folder`'s own is gone, it stays gone: whoever still writes into it was given up."""
+    if folder.suffix == PARTIAL:
+        return
+    if any(above.suffix == PARTIAL for above in folder.parents):
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def _take_place(partial: Path, final: Path) -> None:
     """Rename a folder, over one that may be there. That one steps aside first: emptied in its place, it would look whole to whoever
     comes when this process is killed."""
-    aside = _hidden(final)
-    with contextlib.suppress(FileNotFoundError):
-        final.rename(aside)
-    try:
-        partial.rename(final)
-    except OSError:
-        with contextlib.suppress(OSError):  # none was there, or a twin is there by now
-            aside.rename(final)
-        raise
-    finally:
+    while True:
+        aside = _hidden(final)
+        with contextlib.suppress(FileNotFoundError):
+            final.rename(aside)
+        try:
+            partial.rename(final)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # a twin was faster, and steps aside in its turn
+                shutil.rmtree(aside, ignore_errors=True)
+                continue
+            with contextlib.suppress(OSError):
+                aside.rename(final)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
+        return
 
 
 def _sync(folder: Path) -> None:
@@ -470,8 +486,12 @@ def remove(path: Path) -> None:
     if isinstance(path, Path):
         if path.is_dir() and not path.is_symlink():
             aside = _hidden(path)
-            with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            try:
                 path.rename(aside)
+            except FileNotFoundError:  # somebody else was faster
+                return
+            except OSError:  # a full disk may not even have room for another name
+                aside = path
             shutil.rmtree(aside, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -488,15 +508,20 @@ def remove(path: Path) -> None:
 
 
 def stamps(folder: Path, name: str) -> dict[str, int]:
-    """Of the folders in a folder that hold a file `name`: when that was written, in nanoseconds; {} where there is no folder.
+    """Of the folders in a folder that `new_folder` has finished and that hold a file `name`: when that was written, in nanoseconds;
+    {} where there is no folder.
 
     On a disk one question a folder, 100,000 in a second. A bucket lists every object below, a thousand with each answer.
     """
     if not isinstance(folder, Path):
-        return {path.parent.name: stat.st_mtime_ns for path, stat in cast(BucketPath, folder).stats() if path.name == name}
+        listed = cast(BucketPath, folder).stats()
+        whole = {path.parent.key for path, _ in listed if path.name == MARKER}
+        return {p.parent.name: stat.st_mtime_ns for p, stat in listed if p.name == name and p.parent.key in whole}
     found = {}
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
+            if entry.name.endswith(PARTIAL):
+                continue
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 found[entry.name] = os.stat(f"{entry.path}/{name}").st_mtime_ns  # noqa: PTH116 - a Path each takes twice as long
     return found

@@ -9,6 +9,7 @@ and is completed from the files. A part is written once, whole. Many parts are j
 (two jobs, or a job killed between writing the one and removing the others) is taken once.
 """
 
+import contextlib
 import io
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -77,7 +78,10 @@ def save_table(workspace: Workspace, round_index: int, kind: Kind) -> None:
 
 def add_to_tables(workspace: Workspace, round_index: int, case_ids: Sequence[str]) -> None:
     """Append cases that have just been predicted, without a look at the others."""
-    written = {case_id: workspace.scores(round_index, case_id).stat().st_mtime_ns for case_id in case_ids}
+    written = {}
+    for case_id in case_ids:
+        with contextlib.suppress(FileNotFoundError):  # replaced just now; save_table finds it
+            written[case_id] = workspace.scores(round_index, case_id).stat().st_mtime_ns
     for kind in SCHEMAS:
         for table in _read(workspace, round_index, kind, written):
             _write(workspace, round_index, kind, [table])

@@ -362,8 +362,7 @@ class Workspace:
 
     def result_stamps(self, round_index: int) -> dict[str, int]:
         """Of the cases whose prediction is finished: when scores.json was written, in nanoseconds of the file system's clock."""
-        found = stamps(self.predictions(round_index), RESULT)
-        return {case_id: stamp for case_id, stamp in found.items() if not case_id.startswith(".")}
+        return stamps(self.predictions(round_index), RESULT)
 
     def predicted(self, round_index: int) -> set[str]:
         """Ids of the cases whose prediction is finished."""

@@ -12,7 +12,7 @@ import pytest
 
 from atlas_ray import storage
 from atlas_ray.exceptions import ConfigError
-from atlas_ray.storage import BucketPath, as_local, is_whole, kept_local, new_folder, place, remove, write_atomically
+from atlas_ray.storage import BucketPath, as_local, is_whole, kept_local, new_folder, place, remove, stamps, write_atomically
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -168,11 +168,13 @@ def test_folder_whose_upload_was_killed_does_not_look_finished(bucket: BucketPat
     final = bucket / "case"
     with new_folder(final) as folder:  # type: ignore[arg-type]
         (folder / "a").write_bytes(b"old")
+    assert set(stamps(bucket, "a")) == {"case"}  # type: ignore[arg-type]
     monkeypatch.setattr(BucketPath, "upload", upload)
     with pytest.raises(OSError, match="gone"):
         write_two_files(final)
     assert sent == ["a"]
     assert not is_whole(final)  # type: ignore[arg-type]
+    assert stamps(bucket, "a") == {}  # type: ignore[arg-type]
 
 
 def test_a_url_says_what_is_wrong_with_it_and_shows_no_secret() -> None:

@@ -10,9 +10,9 @@ import pytest
 from atlas_ray import tables
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import AttentionComponent, CaseScores, OrganScores
-from atlas_ray.storage import BucketPath, write_atomically
+from atlas_ray.storage import BucketPath, new_folder, write_atomically
 from atlas_ray.tables import SCHEMAS, add_to_tables, read_scores, read_table, result_bytes, result_keys, save_table
-from atlas_ray.workspace import Workspace, write_lines
+from atlas_ray.workspace import Workspace, components_in, scores_in, write_lines
 
 
 @pytest.fixture
@@ -47,8 +47,9 @@ def predict(workspace: Workspace, case_id: str, *, key: str = "", components: in
         for name in voxels
         for n in range(components)
     ]  # fmt: skip
-    write_lines(workspace.components(1, case_id), found)
-    write_atomically(workspace.scores(1, case_id), record.model_dump_json())
+    with new_folder(workspace.prediction(1, case_id)) as folder:
+        write_lines(components_in(folder), found)
+        write_atomically(scores_in(folder), record.model_dump_json())
 
 
 def sizes(workspace: Workspace) -> dict[str, int]:

@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.records import Case, CaseScores, Quarantined
 from atlas_ray.storage import new_folder, remove, write_atomically
-from atlas_ray.workspace import Workspace, read_lines, scores_in, write_lines
+from atlas_ray.workspace import Workspace, read_lines, scores_in, seal, write_lines
 
 
 def case(case_id: str) -> Case:
@@ -136,20 +138,45 @@ def test_who_writes_into_a_folder_that_is_removed_fails_and_spoils_nothing(tmp_p
 
     def write_on() -> None:
         with new_folder(final) as partial:
-            (partial / "label").write_text("late")
+            write_atomically(partial / "attention" / "liver", "late")
             remove(partial)
-            (partial / "scores.json").write_text("late")
+            write_atomically(partial / "attention" / "spleen", "late")
+
+    def seal_late() -> None:
+        with new_folder(final) as partial:
+            write_atomically(partial / "label", "late")
+            remove(partial)
+            seal(partial, "scores.json", "late")
 
     def end_late() -> None:
         with new_folder(final) as partial:
             (partial / "scores.json").write_text("late")
             remove(partial)
 
-    for late in (write_on, end_late):
+    for late in (write_on, seal_late, end_late):
         with pytest.raises(FileNotFoundError):
             late()
         assert (final / "scores.json").read_text() == "good"
         assert names(tmp_path) == ["case_1"]
+
+
+def test_twins_that_write_one_folder_all_succeed_and_one_of_them_is_there(tmp_path: Path) -> None:
+    """A task that was started again beside its first attempt: what both make is the same, and neither may fail the case."""
+    final, together = tmp_path / "case_1", threading.Barrier(4)
+
+    def write(text: str) -> None:
+        for _ in range(25):
+            with new_folder(final) as partial:
+                for name in "abc":
+                    write_atomically(partial / name, text)
+                together.wait(timeout=60)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write, text) for text in ("1", "2", "3", "4")]:
+            done.result()
+    assert len({path.read_text() for path in final.iterdir()}) == 1
+    assert names(final) == ["a", "b", "c"]
+    assert names(tmp_path) == ["case_1"]
 
 
 def test_the_manifest_reads_back(workspace: Workspace) -> None:
@@ -218,7 +245,8 @@ def test_a_case_is_predicted_when_its_scores_are_there(workspace: Workspace) -> 
     write_atomically(workspace.scores(0, "a"), scores.model_dump_json())
     workspace.prediction(0, "half").mkdir(parents=True)
     hidden = workspace.prediction(0, ".b.partial")
-    write_atomically(scores_in(hidden), scores.model_dump_json())
+    hidden.mkdir()
+    scores_in(hidden).write_text(scores.model_dump_json())
     assert workspace.predicted(0) == {"a"}
     assert workspace.case_scores(0, "a") == scores
     with pytest.raises(WorkspaceError, match=r"jobs\.predict CONFIG --round 0"):

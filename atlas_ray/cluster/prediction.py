@@ -54,7 +54,7 @@ from atlas_ray.cluster.session import runs_in_process
 from atlas_ray.cluster.timing import StageTimes, Stopwatch, peak_mb
 from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import to_network_grid
-from atlas_ray.exceptions import AtlasError, CaseError
+from atlas_ray.exceptions import AtlasError, CaseError, WorkspaceError
 from atlas_ray.lock import check_lock
 from atlas_ray.patience import is_full, patiently
 from atlas_ray.progress import Advance, not_shown
@@ -66,7 +66,7 @@ from atlas_ray.segmentation.members.loaded import LoadedMember
 from atlas_ray.segmentation.memory import give_back
 from atlas_ray.segmentation.packed_probabilities import PackedProbabilities, pack
 from atlas_ray.segmentation.rungs import Rung, Rungs
-from atlas_ray.storage import create, new_folder, remove
+from atlas_ray.storage import create, is_whole, new_folder, remove
 from atlas_ray.tables import SCHEMAS, add_to_tables, result_keys, save_table
 from atlas_ray.volume import Volume, header_bytes, header_from_bytes, read_volume, reorient
 from atlas_ray.workspace import Workspace, file_sha256
@@ -198,6 +198,11 @@ def plan_predictions(campaign: Campaign, round_index: int, cases: Sequence[Case]
 def step_of(round_index: int) -> str:
     """Name of the prediction of a round in the quarantine list."""
     return f"predict-{round_index:03d}"
+
+
+def has_failed(campaign: Campaign, round_index: int) -> bool:
+    """Whether a case was set aside in this round's prediction."""
+    return any(entry.step == step_of(round_index) for entry in campaign.open_workspace().quarantined())
 
 
 def retry_failed(campaign: Campaign, round_index: int) -> int:
@@ -603,11 +608,14 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     result = {key: row[key] for key in ("case_id", "error", "ends_stream", "actor_peak_mb")} | {"finish_peak_mb": 0.0}
     if row["error"]:
         return {**result, "stages": watch.record()}
-    case = Case.model_validate_json(row["case"])
+    case, workspace = Case.model_validate_json(row["case"]), campaign.open_workspace()
     grid = Volume(_no_voxels(row["shape"]), np.array(row["affine"]), header_from_bytes(row["header"]))
+    identity = Identity.of(campaign, checkpoints, detector=detector.sha256)
 
     def write() -> None:
-        with new_folder(campaign.open_workspace().prediction(round_index, case_id)) as folder:
+        if _is_there(workspace, round_index, case, identity):  # of a block that is predicted once more, or by a twin of this task
+            return
+        with new_folder(workspace.prediction(round_index, case_id)) as folder:
             finish(
                 folder,
                 campaign,
@@ -617,7 +625,7 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
                 round_index=round_index,
                 checkpoints=checkpoints,
                 absent=absent,
-                key=Identity.of(campaign, checkpoints, detector=detector.sha256).key(case),
+                key=identity.key(case),
                 watch=watch,
                 detector=detector.learned,
                 image_XYZ=image,
@@ -631,6 +639,15 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     except OSError as error:
         result |= _unwritable(campaign, error)
     return {**result, "stages": watch.record(), "finish_peak_mb": peak_mb()}
+
+
+def _is_there(workspace: Workspace, round_index: int, case: Case, identity: Identity) -> bool:
+    if not is_whole(workspace.prediction(round_index, case.case_id)):
+        return False
+    try:
+        return identity.holds(workspace.case_scores(round_index, case.case_id).key, case)
+    except (WorkspaceError, FileNotFoundError):
+        return False
 
 
 def _no_voxels(shape: Sequence[int]) -> npt.NDArray[np.uint8]:

@@ -174,7 +174,7 @@ def replay(campaign: Campaign, *, but_status_of: str = "") -> int:
                 write_atomically(backlog, "".join(f"{waiting}\n" for waiting in lines[number:]))
                 return len(lines) - number
             log.warning("MLflow did not take an entry of %s, which is dropped: %s", backlog, _first_line(error))
-    backlog.unlink()
+    backlog.unlink(missing_ok=True)  # an evaluation beside the job may have told it as well
     log.info("MLflow was told the %d entries that waited in %s", len(lines), backlog)
     return 0
 

@@ -502,6 +502,19 @@ def test_changed_inputs_recompute_exactly_the_affected_cases(in_this_process: No
     assert done_now(other, changed) == []
 
 
+def test_a_block_that_is_predicted_once_more_leaves_finished_cases_as_they_are(
+    campaign: Campaign, workspace: Workspace, tmp_path: Path
+) -> None:
+    """What is started again after a loss is a block of cases. Another image's result is replaced all the same."""
+    case = save_case(tmp_path, "a")
+    predict_here(campaign, case)
+    first = workspace.scores(0, "a").stat().st_ino
+    predict_here(campaign, case)
+    assert workspace.scores(0, "a").stat().st_ino == first
+    predict_here(campaign, case.model_copy(update={"sha256": "d" * 64}))
+    assert workspace.scores(0, "a").stat().st_ino != first
+
+
 def test_a_prediction_says_what_its_files_hold(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
     predict_here(campaign, save_case(tmp_path, "a"))
     folder = workspace.prediction(0, "a")
