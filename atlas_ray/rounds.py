@@ -83,10 +83,12 @@ def run_round(
         WorkspaceError: the round was abandoned, or another job has taken the workspace.
     """
     workspace = campaign.open_workspace()
-    if retry and prediction.retry_failed(campaign, round_index):
+    if retry and prediction.has_failed(campaign, round_index):
         replay = replay if replay == "train" else "predict"
     if replay is not None:
         replay_from(campaign, round_index, STEPS, replay)
+    if retry:  # forgotten only now: killed in between, the next start still knows that there is something to predict
+        prediction.retry_failed(campaign, round_index)
     if when := workspace.round_state(round_index).abandoned:
         raise WorkspaceError(f"round {round_index} was abandoned at {when}; `--replay STEP` takes it up again ({', '.join(STEPS)})")
     with round_run(campaign, round_index) as run:

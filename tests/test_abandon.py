@@ -7,8 +7,10 @@ from paper_workspace import fill_queue, make_campaign, make_case, write_annotati
 
 from atlas_ray.annotation.database import open_database
 from atlas_ray.annotation.queue import Queue
+from atlas_ray.cluster import prediction
 from atlas_ray.config import Campaign
 from atlas_ray.exceptions import WorkspaceError
+from atlas_ray.records import Quarantined
 from atlas_ray.rounds import STEPS, run_round
 from atlas_ray.steps.abandon import abandon_round, replay_from
 
@@ -86,3 +88,20 @@ def test_replaying_a_training_sets_the_networks_aside(campaign: Campaign) -> Non
     assert not workspace.checkpoint(0, "unet").exists()
     (kept,) = (workspace.root / "checkpoints").rglob("unet.pt")
     assert kept.read_bytes() == b"weights"
+
+
+def test_a_retry_that_is_killed_still_knows_what_it_was_to_do(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the failure was forgotten: the next start predicts the case, instead of passing over the step."""
+    workspace = campaign.open_workspace()
+    workspace.add_to_quarantine(Quarantined(case_id="d", reason="no header", step="predict-000", path="d.nii.gz", key="k"))
+
+    def killed(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "retry_failed", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_round(campaign, 0, retry=True)
+    assert [entry.case_id for entry in workspace.quarantined()] == ["d"]
+    assert "predict" not in workspace.finished_steps(0)
+    assert "train" in workspace.finished_steps(0)

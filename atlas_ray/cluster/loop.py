@@ -91,7 +91,7 @@ class TrainingLoop:
             header, state, _ = read_checkpoint(place(plan.parent))
             report = load_into(network, plan.architecture, plan.organs.names, header, state)
             self._tell(f"starts from {place(plan.parent).name} of round {header.provenance.round}: {report}")
-            if self.schedule.parent_share and not report.fresh_organs:
+            if self.schedule.parent_share and not (report.fresh_organs or report.missing or report.mismatched):
                 self.parent = {key: tensor.clone().to(self.device) for key, tensor in network.state_dict().items()}
         return network
 

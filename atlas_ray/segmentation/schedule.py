@@ -53,8 +53,8 @@ class Schedule(Schema):
         ema_decay: keep an average of the weights, each step's with a share of 1 - ema_decay; the average is validated and saved.
             None saves the weights themselves.
         parent_share: share of the parent's weights in what is validated and saved (`averaging.blended`): gives back part of what
-            fine-tuning costs the cases that the parent knew. A network without a parent, or with organs that its parent lacks, is
-            saved as it was trained.
+            fine-tuning costs the cases that the parent knew. A network without a parent, or with organs or tensors that its parent
+            lacks, is saved as it was trained.
         precision: of the forward pass; weights and losses stay in float32. "auto" is bfloat16 where the machine has units for it.
             On a CPU train Swin UNETR in float32: torch 2.13's bfloat16 gradient of a convolution over 2x2x1 voxels depends on
             what was in memory before (measured; up to 1e30).

@@ -17,9 +17,12 @@ from atlas_ray.annotation.revisions import Revisions
 from atlas_ray.attention.criteria import CalibratedAttention
 from atlas_ray.cluster.tracking import step_run
 from atlas_ray.config import Campaign
+from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.lock import check_lock
 from atlas_ray.organs import Organs
 from atlas_ray.steps.learn_attention import learn_attention_step
+from atlas_ray.steps.prioritize import QUEUE_LABELS
+from atlas_ray.storage import new_folder
 from atlas_ray.volume import write_volume
 from atlas_ray.workspace import Workspace, seal
 
@@ -53,6 +56,11 @@ def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions
     case = workspace.case(item.case_id)
     pseudo = read_start(workspace, round_index, case)
     is_predicted = workspace.scores(round_index, case.case_id).exists()
+    if not is_predicted and QUEUE_LABELS not in workspace.finished_steps(round_index):
+        raise WorkspaceError(
+            f"the prediction of {case.case_id} in round {round_index}, on which it was annotated, is gone; run "
+            f"`python -m jobs.predict CONFIG --round {round_index}` first"
+        )
     label, merged = merge_case(
         np.asarray(pseudo.voxels, np.uint8),
         organs,
@@ -66,6 +74,6 @@ def _merge_one(workspace: Workspace, round_index: int, item: WorkItem, revisions
         checkpoints=workspace.case_scores(round_index, case.case_id).checkpoints if is_predicted else None,
     )
     path, result = workspace.annotation(round_index, case.case_id), workspace.provenance(round_index, case.case_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_volume(path, pseudo.with_voxels(label))
-    seal(path.parent, result.name, merged.model_dump_json(indent=2))
+    with new_folder(path.parent) as folder:  # merged again after more edits, a label must not lie under its old provenance
+        write_volume(folder / path.name, pseudo.with_voxels(label))
+        seal(folder, result.name, merged.model_dump_json(indent=2))

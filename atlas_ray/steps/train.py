@@ -109,10 +109,11 @@ def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _no
         parent = None if round_index == 0 else workspace.checkpoint(round_index - 1, name)
         if parent is not None and not parent.exists():
             raise AtlasError(f"checkpoint {parent} is missing; train round {round_index - 1} first")
-        schedule = section.of(name)
+        schedule, parent_sha256 = section.of(name), file_sha256(parent) if parent else ""
+        training_key = _hash(parent_sha256, data_key, schedule, architecture, campaign.patches)  # another one resumes nothing
         with step_run(campaign, round_index, f"train-{name}", kind="train") as run:
             plan = training.TrainingPlan(
-                name=f"{campaign.name}-r{round_index:03d}-{name}-{data_key}-{_hash(schedule, architecture, campaign.patches)}",
+                name=f"{campaign.name}-r{round_index:03d}-{name}-{training_key}",
                 output=str(path),
                 last_output=str(workspace.last_checkpoint(round_index, name)),
                 parent=str(parent) if parent else None,
@@ -128,7 +129,7 @@ def train_step(campaign: Campaign, round_index: int, *, progress: Progress = _no
                 validation=validation,
                 provenance=CheckpointProvenance(
                     round=round_index,
-                    parent=file_sha256(parent) if parent else None,
+                    parent=parent_sha256 or None,
                     cases=len(training_cases),
                     data_key=data_key,
                     steps=schedule.steps,
@@ -224,8 +225,9 @@ def _cache_one(
     )
 
 
-def _hash(*parts: Schema) -> str:
-    return hashlib.sha256(json.dumps([p.model_dump(mode="json") for p in parts], sort_keys=True).encode()).hexdigest()[:8]
+def _hash(*parts: Schema | str) -> str:
+    shown = [part if isinstance(part, str) else part.model_dump(mode="json") for part in parts]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:
