@@ -146,6 +146,9 @@ def ingest(
     _update_quarantine(workspace, cases, quarantined)
     manifest = sorted(cases, key=lambda case: case.case_id)
     write_lines(workspace.manifest, manifest)
+    for result in results.values():
+        if isinstance(result, Quarantined):
+            _remove_written(result.case_id, workspace)
     kept = {case.case_id for case in cases}
     return IngestReport(
         cases=tuple(manifest), quarantined=tuple(quarantined), skipped=tuple(case_id for case_id in skipped if case_id in kept)
@@ -225,6 +228,8 @@ def ingest_case(
 ) -> Case | Quarantined:
     """Generate (if synthetic), read, check and describe one case, and write its label. Never raises for a bad case.
 
+    What an earlier run wrote of a bad case stays: the manifest may still name it, and a twin of this call may have succeeded.
+
     Args:
         candidate: one of a source's.
         organs: the campaign's.
@@ -235,7 +240,6 @@ def ingest_case(
     try:
         return patiently(partial(_ingest_case, candidate, organs, workspace, checks), patience_s)
     except CaseError as error:
-        _remove_labels(candidate.case_id, workspace)
         reason = " ".join(error.args[0].split())  # one line, whatever a library said
         return Quarantined(case_id=candidate.case_id, step=STEP, reason=reason, path=candidate.image)
 
@@ -309,24 +313,27 @@ def _organ_ml(case: Case, labels: LabelMap | None, organs: Organs) -> dict[str, 
 def _write_labels(
     case: Case, labels: LabelMap | None, image: Volume, organs: Organs, workspace: Workspace
 ) -> dict[str, str | None]:
-    """What training may see holds only the organs it may see; the truth holds all. What an earlier run wrote and this one does
-    not, goes: other steps look for the file. Returns what the case records of them."""
-    _remove_labels(case.case_id, workspace)
+    """What training may see holds only the organs it may see; the truth holds all. What an earlier run wrote is replaced, whole at
+    every moment, and goes at the end where this run writes none: other steps look for the file. Until the case's record is there
+    again, it is not finished. Returns what the case records of them."""
+    workspace.ingested(case.case_id).unlink(missing_ok=True)
     digests = dict[str, str | None]()
-    if labels is None:
-        return digests
-    if case.labeled_organs:
+    if labels is not None and case.labeled_organs:
         hidden = [organs.label_id(name) for name in organs.names if name not in case.labeled_organs]
         visible = np.where(np.isin(labels, hidden), np.uint8(0), labels) if hidden else labels
         write_volume(workspace.label(case.case_id), image.with_voxels(visible))
         digests["label_sha256"] = file_sha256(workspace.label(case.case_id))
-    if case.truth:
+    if labels is not None and case.truth:
         write_volume(case.truth, image.with_voxels(labels))
         digests["truth_sha256"] = file_sha256(place(case.truth))
+    for written, path in (("label_sha256", workspace.label(case.case_id)), ("truth_sha256", workspace.truth(case.case_id))):
+        if written not in digests:
+            path.unlink(missing_ok=True)
     return digests
 
 
-def _remove_labels(case_id: str, workspace: Workspace) -> None:
+def _remove_written(case_id: str, workspace: Workspace) -> None:
+    """Of a case that the manifest no longer names. The record first: without it nothing of the case is finished."""
     for path in (workspace.ingested(case_id), workspace.label(case_id), workspace.truth(case_id)):
         path.unlink(missing_ok=True)
 

@@ -1,12 +1,13 @@
 """Ingest of real folders: what a case becomes, and for what reason it is set aside."""
 
+import contextlib
 import errno
 import gzip
 import hashlib
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from ct_files import AFFINE, SHAPE, ct_voxels, label_voxels, save_ct, save_label, source
 
+from atlas_ray.data import ingest as ingest_module
 from atlas_ray.data.ingest import IngestChecks, Ingested, collect, ingest, ingest_case, sha256_of
 from atlas_ray.data.labels import join_masks
 from atlas_ray.data.sources import Candidate
@@ -567,6 +569,90 @@ def test_ingest_over_ray_tasks(data: Path, workspace: Workspace, ray_session: No
     truncated(data / "a" / "ct.nii.gz")
     report = ingest([three], OURS, workspace, map_cases=over_tasks)
     assert ([c.case_id for c in report.cases], [q.case_id for q in report.quarantined]) == (["b", "c"], ["a"])
+
+
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing here catches it."""
+
+
+@contextlib.contextmanager
+def killed(name: str, call: int) -> Iterator[None]:
+    """The block ends where ingest calls its function of that name for the `call`th time."""
+    function, calls = getattr(ingest_module, name), iter(range(1, call + 1))
+
+    def killing(*args: Any) -> Any:
+        if next(calls) == call:
+            raise Killed
+        return function(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest_module, name, killing)
+        with pytest.raises(Killed):
+            yield
+
+
+def holdout(data: Path) -> Any:
+    """One case, of which label and truth are written."""
+    save_ct(data / "a" / "ct.nii.gz")
+    save_label(data / "a" / "l.nii.gz", label_voxels(id_6=(1, 2, 3), id_1=(4, 4, 4), id_11=(5, 6, 7)))
+    return files(data, split="holdout", labels="{case}/l.nii.gz", ids="btcv")
+
+
+def is_as_the_manifest_says(workspace: Workspace) -> bool:
+    (case,) = workspace.cases()
+    paths = (workspace.label("a"), workspace.truth("a"))
+    return (case.label_sha256, case.truth_sha256) == tuple(file_sha256(p) if p.exists() else None for p in paths)
+
+
+@pytest.mark.parametrize("checks", [IngestChecks(), IngestChecks(air_hu=-100)], ids=["twin", "changed checks"])
+@pytest.mark.parametrize("write", [1, 2])
+def test_a_killed_run_leaves_label_and_truth_of_the_one_before(
+    write: int, checks: IngestChecks, data: Path, workspace: Workspace
+) -> None:
+    one = holdout(data)
+    ingest([one], OURS, workspace)
+    (candidate,) = one.candidates(workspace, OURS)
+    with killed("write_volume", write):
+        ingest_case(candidate, OURS, workspace, checks)
+    assert is_as_the_manifest_says(workspace)
+    assert not workspace.ingested("a").exists(), "nobody knows what the killed run has written"
+    assert ingest([one], OURS, workspace, checks).skipped == ()
+    assert is_as_the_manifest_says(workspace)
+    assert ingest([one], OURS, workspace, checks).skipped == ("a",)
+
+
+def test_a_twin_that_fails_takes_nothing_from_the_one_that_succeeded(data: Path, workspace: Workspace) -> None:
+    one = holdout(data)
+    ingest([one], OURS, workspace)
+    (candidate,) = one.candidates(workspace, OURS)
+    truncated(data / "a" / "ct.nii.gz")
+    reason(ingest_case(candidate, OURS, workspace, IngestChecks()))
+    assert is_as_the_manifest_says(workspace)
+
+
+def test_a_case_that_broke_keeps_its_files_until_the_manifest_names_it_no_more(data: Path, workspace: Workspace) -> None:
+    one = holdout(data)
+    ingest([one], OURS, workspace)
+    truncated(data / "a" / "ct.nii.gz")
+    with killed("write_lines", 1):
+        ingest([one], OURS, workspace)
+    assert is_as_the_manifest_says(workspace)
+    assert ingest([one], OURS, workspace).cases == ()
+    assert not any(p.exists() for p in (workspace.ingested("a"), workspace.label("a"), workspace.truth("a")))
+
+
+def test_a_killed_run_that_drops_the_label_leaves_it_to_the_next(data: Path, workspace: Workspace) -> None:
+    ingest([holdout(data)], OURS, workspace)
+    unlabeled = files(data, truth=True, labels="{case}/l.nii.gz", ids="btcv")
+    with killed("write_volume", 1):
+        ingest([unlabeled], OURS, workspace)
+    assert is_as_the_manifest_says(workspace)
+    ingest([unlabeled], OURS, workspace)
+    assert is_as_the_manifest_says(workspace)
+    assert not workspace.label("a").exists()
 
 
 # --- real data -------------------------------------------------------------------------------------------------------
