@@ -36,23 +36,35 @@ class AbdomenAtlas(Schema):
         del planned, organs
         return ""
 
-    def write_case(self, out: Path, planned: Planned, label: Volume, organs: Organs, digest: str) -> list[str]:
-        """Write a case's files. Returns their paths below `out`."""
+    def files(self, planned: Planned) -> list[str]:
+        """Paths of a case's files below the release."""
+        masks = [_mask(planned, source.organ) for source in planned.organs]
+        return [_combined(planned), *masks, *([] if self.images == "none" else [_image(planned)])]
+
+    def write_case(self, out: Path, planned: Planned, label: Volume, organs: Organs, digest: str) -> None:
+        """Write a case's files below `out`."""
         del digest
-        combined = f"{planned.name}/combined_labels.nii.gz"
         plain = without_text(label)
-        write_volume(out / combined, plain)
-        written = [combined]
+        write_volume(out / _combined(planned), plain)
         for source in planned.organs:
-            written.append(f"{planned.name}/segmentations/{source.organ}.nii.gz")
             mask = organs.mask(np.asarray(label.voxels, np.uint8), source.organ)
-            write_volume(out / written[-1], plain.with_voxels(mask))
-        image = f"{planned.name}/ct.nii.gz"
-        if place_image(planned.case, out / image, self.images):
-            written.append(image)
-        return written
+            write_volume(out / _mask(planned, source.organ), plain.with_voxels(mask))
+        if self.images != "none":
+            place_image(planned.case, out / _image(planned), self.images)
 
     def texts(self, name: str, case_ids: Sequence[str], organs: Organs) -> dict[str, str]:
         """Files of the whole release, name -> content."""
         del name, case_ids
         return {"label_map.yaml": yaml.safe_dump(json.loads(organs.model_dump_json()), sort_keys=False)}
+
+
+def _combined(planned: Planned) -> str:
+    return f"{planned.name}/combined_labels.nii.gz"
+
+
+def _mask(planned: Planned, organ: str) -> str:
+    return f"{planned.name}/segmentations/{organ}.nii.gz"
+
+
+def _image(planned: Planned) -> str:
+    return f"{planned.name}/ct.nii.gz"

@@ -72,8 +72,12 @@ class DicomSeg(Schema):
         without = [s.organ for s in planned.organs if organs[s.organ].code is None]
         return f"organ set {organs.name!r} has no code for {', '.join(without)}" if without else ""
 
-    def write_case(self, out: Path, planned: Planned, label: Volume, organs: Organs, digest: str) -> list[str]:
-        """Write a case's file. Returns its path below `out`.
+    def files(self, planned: Planned) -> list[str]:
+        """Path of a case's file below the release."""
+        return [f"segmentations/{planned.name}.dcm"]
+
+    def write_case(self, out: Path, planned: Planned, label: Volume, organs: Organs, digest: str) -> None:
+        """Write a case's file below `out`.
 
         Raises:
             CaseError: the series cannot be read, or the label does not lie on it.
@@ -88,9 +92,8 @@ class DicomSeg(Schema):
             apply_basic_profile(segmentation, self.pseudonyms)
         buffer = io.BytesIO()
         segmentation.save_as(buffer, enforce_file_format=True)
-        path = f"segmentations/{planned.name}.dcm"
+        (path,) = self.files(planned)
         write_atomically(out / path, buffer.getvalue())
-        return [path]
 
     def texts(self, name: str, case_ids: Sequence[str], organs: Organs) -> dict[str, str]:
         """Files of the whole release: none."""

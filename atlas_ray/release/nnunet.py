@@ -37,15 +37,18 @@ class NNUNetRaw(Schema):
         unknown = [name for name in organs.names if name not in known]
         return f"nothing is known of {', '.join(unknown)}, and nnU-Net has no partial labels" if unknown else ""
 
-    def write_case(self, out: Path, planned: Planned, label: Volume, organs: Organs, digest: str) -> list[str]:
-        """Write a case's files. Returns their paths below `out`."""
+    def files(self, planned: Planned) -> list[str]:
+        """Paths of a case's files below the release: label and image."""
+        return [f"labelsTr/{planned.name}.nii.gz", f"imagesTr/{planned.name}_0000.nii.gz"]
+
+    def write_case(self, out: Path, planned: Planned, label: Volume, organs: Organs, digest: str) -> None:
+        """Write a case's files below `out`."""
         del digest
-        written = [f"labelsTr/{planned.name}.nii.gz", f"imagesTr/{planned.name}_0000.nii.gz"]
+        label_file, image_file = self.files(planned)
         table = np.zeros(256, np.uint8)
         table[list(organs.label_ids)] = np.arange(1, len(organs) + 1)
-        write_volume(out / written[0], without_text(label).with_voxels(table[label.voxels]))
-        place_image(planned.case, out / written[1], self.images)
-        return written
+        write_volume(out / label_file, without_text(label).with_voxels(table[label.voxels]))
+        place_image(planned.case, out / image_file, self.images)
 
     def texts(self, name: str, case_ids: Sequence[str], organs: Organs) -> dict[str, str]:
         """Files of the whole release, name -> content."""

@@ -7,6 +7,7 @@ never released.
 Not covered: organs that share voxels (the annotation is one label map), and images on other machines.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -129,7 +130,11 @@ def _round(planned: Planned) -> int:
 
 def fingerprint(planned: Planned, workspace: Workspace, parts: Sequence[Schema]) -> str:
     """Of everything a case's files are made of. The label files are compressed and small, so their bytes are hashed;
-    modification times would not survive a copy."""
+    modification times would not survive a copy.
+
+    Raises:
+        OSError: a label file is there and cannot be read.
+    """
     case_id = planned.case.case_id
     inputs = {
         "annotation": lambda: [workspace.annotation(_round(planned), case_id)],
@@ -140,6 +145,6 @@ def fingerprint(planned: Planned, workspace: Workspace, parts: Sequence[Schema])
     for part in (planned, *parts):
         digest.update(part.model_dump_json().encode())
     for path in inputs:
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):
             digest.update(file_sha256(path).encode())
     return digest.hexdigest()

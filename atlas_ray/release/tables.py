@@ -24,12 +24,13 @@ class ReleasedOrgan(OrganSource):
 
 
 class ReleasedCase(Schema):
-    """A finished case of a release.
+    """A case of a release.
 
     Args:
         label_map: name and version of the organ set its label ids belong to.
         fingerprint: of everything its files were made of; the same fingerprint means nothing has to be done again.
-        files: path below the release -> sha256.
+            "" is a void record: of a case that is being written, or whose writing ended in the middle.
+        files: path below the release -> sha256; of a void record every file that may be there, without a sum.
     """
 
     case_id: str

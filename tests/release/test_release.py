@@ -1,9 +1,13 @@
 """Releases of a small campaign in every layout, read back with what others read them with."""
 
+import contextlib
 import csv
+import errno
 import json
 import subprocess
+import uuid
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,11 @@ from atlas_ray.records import Case
 from atlas_ray.release.deidentify import Pseudonyms, load_pseudonyms
 from atlas_ray.release.dicom_seg import DicomSeg
 from atlas_ray.release.export import ReleaseReport, release
+from atlas_ray.release.images import place_image
 from atlas_ray.release.layouts import choose_layout
 from atlas_ray.release.plan import OrganSource, plan_release
 from atlas_ray.volume import Volume, read_volume, write_volume
-from atlas_ray.workspace import write_lines
+from atlas_ray.workspace import file_sha256, write_lines
 
 ORGANS = load_organs("abdomenatlas_1_0")
 SHAPE = (12, 10, 6)
@@ -243,6 +248,174 @@ def test_a_case_that_fails_is_named_and_the_others_are_written(campaign: Campaig
     assert sums_hold(out)
 
 
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Ends an export as a kill does: nothing here catches it."""
+
+
+@contextlib.contextmanager
+def killed_before_the_image_of(case_id: str) -> Iterator[None]:
+    """The block ends when all of the case is written but its image."""
+
+    def killing(case: Case, *rest: Any) -> None:
+        if case.case_id == case_id:
+            raise Killed
+        place_image(case, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("atlas_ray.release.abdomenatlas.place_image", killing)
+        with pytest.raises(Killed):
+            yield
+
+
+def change(campaign: Campaign, case_id: str, **fields: Any) -> None:
+    """In the manifest."""
+    workspace = campaign.open_workspace()
+    write_lines(workspace.manifest, [c.model_copy(update=fields if c.case_id == case_id else {}) for c in workspace.cases()])
+
+
+def withdraw(campaign: Campaign, case_id: str) -> None:
+    workspace = campaign.open_workspace()
+    write_lines(workspace.manifest, [c for c in workspace.cases() if c.case_id != case_id])
+
+
+def accounted_for(out: Path) -> bool:
+    """The sums hold, and they and the records of the cases in the table are all there is."""
+    listed = {line.split("  ", 1)[1] for line in (out / "SHA256SUMS").read_text().splitlines()}
+    records = {f"provenance/{case}.json" for case in rows(out / "dataset.csv", "case")}
+    there = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir()}
+    return sums_hold(out) and there == listed | records | {"SHA256SUMS"}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("is_withdrawn", [True, False])
+def test_the_next_export_completes_or_removes_what_a_killed_one_left(
+    is_withdrawn: bool, is_first: bool, campaign: Campaign, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    if not is_first:
+        export(campaign, out, "abdomenatlas")
+    change(campaign, "part", labeled_organs=("spleen",))
+    with killed_before_the_image_of("part"):
+        export(campaign, out, "abdomenatlas")
+    assert (out / "part" / "segmentations" / "spleen.nii.gz").exists()
+    if is_withdrawn:
+        withdraw(campaign, "part")
+    export(campaign, out, "abdomenatlas")
+    assert accounted_for(out)
+    assert (out / "part").exists() != is_withdrawn
+    assert not (out / "part" / "segmentations" / "liver.nii.gz").exists(), "of the export before the killed one"
+
+
+@pytest.mark.parametrize("is_withdrawn", [True, False])
+def test_what_a_case_left_that_failed_midway_is_not_released(is_withdrawn: bool, campaign: Campaign, tmp_path: Path) -> None:
+    out, workspace = tmp_path / "out", campaign.open_workspace()
+    export(campaign, out, "abdomenatlas", "copy")
+    write_volume(workspace.label("part"), read_volume(workspace.label("part")).with_voxels(blocks(("liver", slice(1, 5)))))
+    (tmp_path / "data" / SECRET / "part" / "ct.nii.gz").write_bytes(b"torn")
+    with pytest.raises(AtlasError, match="1 of 5 cases could not be released"):
+        export(campaign, out, "abdomenatlas", "copy")
+    assert accounted_for(out)
+    assert not (out / "part").exists()
+    if is_withdrawn:
+        withdraw(campaign, "part")
+    else:
+        save_nifti(tmp_path / "data" / SECRET / "part" / "ct.nii.gz", np.full(SHAPE, -900, np.int16))
+    assert export(campaign, out, "abdomenatlas", "copy").skipped == 4
+    assert accounted_for(out)
+
+
+def test_half_written_files_of_a_killed_export_go(campaign: Campaign, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(campaign, out, "abdomenatlas")
+    (out / "part" / "segmentations" / f".liver.nii.gz.{uuid.uuid4().hex}.partial").write_bytes(b"half")
+    (out / "full" / f".ct.nii.gz.{uuid.uuid4().hex}.partial").symlink_to(tmp_path / "nowhere")
+    withdraw(campaign, "part")
+    export(campaign, out, "abdomenatlas")
+    assert accounted_for(out)
+    assert not (out / "part").exists()
+
+
+def test_an_image_is_replaced_in_one_step(campaign: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, target = campaign.open_workspace().cases()[0], tmp_path / "out" / "ct.nii.gz"
+    place_image(case, target, "link")
+    before = target.read_bytes()
+
+    def kill(*args: object) -> None:
+        raise Killed
+
+    for images in ("link", "copy"):
+        monkeypatch.setattr(Path, "replace", kill)
+        with pytest.raises(Killed):
+            place_image(case, target, images)
+        monkeypatch.undo()
+        assert target.read_bytes() == before
+    place_image(case, target, "copy")
+    assert not target.is_symlink()
+
+
+# --- a share that stalls ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stalls(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Called with a number: the label of "part" cannot be read for its fingerprint so many times."""
+
+    def for_times(number: int) -> None:
+        left = iter(range(number))
+
+        def stalling(path: Path) -> str:
+            if path == campaign.open_workspace().label("part") and next(left, None) is not None:
+                raise OSError(errno.EIO, "stale")
+            return file_sha256(path)
+
+        monkeypatch.setattr("atlas_ray.release.plan.file_sha256", stalling)
+
+    return for_times
+
+
+def impatient(campaign: Campaign) -> Campaign:
+    return campaign.model_copy(update={"cluster": campaign.cluster.model_copy(update={"patience_s": 0, "max_failed_fraction": 1})})
+
+
+def test_a_share_that_stalls_is_waited_for(campaign: Campaign, tmp_path: Path, stalls: Callable[[int], None]) -> None:
+    export(campaign, tmp_path / "out", "abdomenatlas")
+    stalls(2)
+    report = export(campaign, tmp_path / "out", "abdomenatlas")
+    assert (report.skipped, report.failed) == (5, ())
+
+
+def test_a_case_stays_when_nobody_can_say_whether_it_changed(
+    campaign: Campaign, tmp_path: Path, stalls: Callable[[int], None]
+) -> None:
+    out, campaign = tmp_path / "out", impatient(campaign)
+    export(campaign, out, "abdomenatlas")
+    stalls(1)
+    report = export(campaign, out, "abdomenatlas")
+    assert ([q.case_id for q in report.failed], report.skipped) == (["part"], 4)
+    assert "part" in rows(out / "dataset.csv", "case")
+    assert accounted_for(out)
+    assert export(campaign, out, "abdomenatlas").skipped == 5
+
+
+@pytest.mark.parametrize("fields", [{"license": "internal"}, {"labeled_organs": ("spleen",)}, {"sha256": "of another"}])
+def test_it_goes_when_its_record_is_not_as_planned(
+    fields: dict[str, Any], campaign: Campaign, tmp_path: Path, stalls: Callable[[int], None]
+) -> None:
+    out, campaign = tmp_path / "out", impatient(campaign)
+    export(campaign, out, "abdomenatlas")
+    change(campaign, "part", **fields)
+    stalls(1)
+    export(campaign, out, "abdomenatlas")
+    assert not (out / "part").exists()
+    assert accounted_for(out)
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("name", "images", "said"),
     [
@@ -367,8 +540,8 @@ def test_a_tumor_says_which_organ_it_is_in(campaign: Campaign, tmp_path: Path) -
     sources = tuple(OrganSource(organ=name, source="original") for name in ("liver", "liver_tumor"))
     label = read_volume(campaign.open_workspace().label("scan"))
     tumor = label.with_voxels(np.where(label.voxels, organs.label_id("liver_tumor"), 0).astype(np.uint8))
-    (path,) = DicomSeg().write_case(tmp_path, scan.model_copy(update={"organs": sources}), tumor, organs, "digest")
-    liver, neoplasm = pydicom.dcmread(tmp_path / path).SegmentSequence
+    DicomSeg().write_case(tmp_path, scan.model_copy(update={"organs": sources}), tumor, organs, "digest")
+    liver, neoplasm = pydicom.dcmread(tmp_path / "segmentations" / "scan.dcm").SegmentSequence
     assert "AnatomicRegionSequence" not in liver
     assert neoplasm.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
     assert neoplasm.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Neoplasm"
