@@ -3,14 +3,17 @@
 Scores are made at the networks' spacing, where the probabilities are; nothing is brought to the image's grid.
 """
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
-from atlas_ray.cluster.prediction import Row, packed_probabilities
+from atlas_ray.cluster.prediction import Row, packed_probabilities, unwritable
 from atlas_ray.config import Campaign
 from atlas_ray.data.label_quality import LabelQuality, OrganLabelScore, score_organ
 from atlas_ray.data.preprocess import label_to_network_grid
 from atlas_ray.exceptions import CaseError
+from atlas_ray.patience import patiently
 from atlas_ray.records import LabelSource
 from atlas_ray.schema import Schema
 from atlas_ray.segmentation.packed_probabilities import PackedProbabilities
@@ -59,8 +62,10 @@ def score_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
     checkpoints, probabilities, absent = packed_probabilities(row)
     if row["error"]:
         return result
+    patience_s = campaign.cluster.patience_s
     try:
-        labels = label_to_network_grid(read_volume(given.path), campaign.preprocessing)
+        label = patiently(partial(read_volume, given.path), patience_s)
+        labels = label_to_network_grid(label, campaign.preprocessing)
     except CaseError as error:
         return {**result, "error": str(error)}
     if labels.shape != probabilities.grid:
@@ -84,7 +89,10 @@ def score_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
         if found:
             scores.append(found)
     record = ScoredLabel(key=given.key, organs=tuple(scores))
-    write_atomically(place(given.result), record.model_dump_json())
+    try:
+        patiently(partial(write_atomically, place(given.result), record.model_dump_json()), patience_s)
+    except OSError as error:
+        result |= unwritable(campaign, error)
     return result
 
 

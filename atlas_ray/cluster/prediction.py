@@ -375,7 +375,7 @@ def read_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
         if refusal := _claim(campaign, step, case.case_id):
             return {**row, **empty, "error": refusal}
     except OSError as error:
-        return {**row, **empty, **_unwritable(campaign, error)}
+        return {**row, **empty, **unwritable(campaign, error)}
     try:
         with watch("read"):
             image = patiently(partial(read_volume, case.image, series_uid=case.series_uid), campaign.cluster.patience_s)
@@ -412,7 +412,7 @@ def _as_int16(voxels: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
     return np.ascontiguousarray(voxels)
 
 
-def _unwritable(campaign: Campaign, error: OSError) -> Row:
+def unwritable(campaign: Campaign, error: OSError) -> Row:
     """What a row says where the workspace cannot be written."""
     what = "is full" if is_full(error) else "cannot be written"
     return {"error": f"{campaign.workspace} {what}: {error}", "ends_stream": True}
@@ -526,7 +526,7 @@ class Ensemble:
             if refusal := _claim(self.campaign, step, row["case_id"]):
                 return {**result, "error": refusal}
         except OSError as error:
-            return {**result, **_unwritable(self.campaign, error)}
+            return {**result, **unwritable(self.campaign, error)}
         watch = Stopwatch(row["stages"])
         try:
             if self.members:
@@ -637,7 +637,7 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
         patiently(write, campaign.cluster.patience_s)
         forget_attempts(campaign, round_index, case_id)
     except OSError as error:
-        result |= _unwritable(campaign, error)
+        result |= unwritable(campaign, error)
     return {**result, "stages": watch.record(), "finish_peak_mb": peak_mb()}
 
 

@@ -1,5 +1,6 @@
 """The step that scores given labels, on synthetic patients whose networks are a fake with a known answer."""
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from atlas_ray.annotation.merge import OrganProvenance, Provenance
-from atlas_ray.cluster import prediction
+from atlas_ray.cluster import label_scores, prediction
 from atlas_ray.cluster.session import in_process
 from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import label_to_network_grid
@@ -184,3 +185,22 @@ def test_a_label_that_cannot_be_read_is_named_and_the_others_are_scored(
     with pytest.raises(AtlasError, match=r"1 of 4 labels could not be scored, such as train_0002"):
         label_quality_step(strict, 0)
     assert read_labels(workspace.label("train_0000")).any()
+
+
+def test_a_full_disk_ends_the_step_with_a_line_unless_it_passes(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, left = label_scores.write_atomically, [1]
+
+    def full(path: Path, data: str) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(label_scores, "write_atomically", full)
+    patient = campaign.model_copy(update={"cluster": campaign.cluster.model_copy(update={"patience_s": 5.0})})
+    assert len({score.case_id for score in label_quality_step(patient, 0)}) == 4
+    shutil.rmtree(campaign.open_workspace().round(0))
+    left[0] = 10**6
+    hasty = campaign.model_copy(update={"cluster": campaign.cluster.model_copy(update={"patience_s": 0.0})})
+    with pytest.raises(AtlasError, match=r"is full: .*No space left.*run the same command"):
+        label_quality_step(hasty, 0)
