@@ -10,7 +10,8 @@ Ages are differences between times of the file system, never between clocks of m
 compared.
 
 Who loses the lock is told at the next `check_lock()`, between steps and between cases; nothing is interrupted. Until then two jobs
-may work side by side, which costs time and no result: every result appears whole and says what it was made from.
+may work side by side, which costs time and no result: every result appears whole and says what it was made from, and a task that
+outlives its job knows by the number of its job's claim that a later one has come (`check_claim`).
 """
 
 import contextlib
@@ -134,6 +135,18 @@ def check_lock() -> None:
     """Raises WorkspaceError where the job this runs in has lost its workspace; does nothing where no lock is held."""
     if (lock := _held.get()) is not None:
         lock.check()
+
+
+def held_claim() -> int:
+    """Number of the claim of the job this runs in, for its tasks on other machines; 0 where no lock is held."""
+    lock = _held.get()
+    return 0 if lock is None else int(lock.path.stem)
+
+
+def check_claim(workspace: Workspace, number: int) -> None:
+    """Raises WorkspaceError where a job has claimed the workspace after the one with this claim; 0 is nobody's and always good."""
+    if number and newest(workspace.locks)[0] > number:
+        raise WorkspaceError(f"a later job has taken {workspace.root}; what this one finishes now is dropped")
 
 
 def acquire(workspace: Workspace, job: str, *, lease_s: float = LEASE_S) -> Lock:

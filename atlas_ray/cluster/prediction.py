@@ -11,6 +11,7 @@ Keys of a row, in the order they appear:
 
     case_id       str
     case          str       the Case as JSON
+    claim         int       the job's, on the workspace (lock.py)
     image         int16     [X, Y, Z] CT at the networks' spacing, RAS; None in an error row
     original      int16     the same at its own spacing; only where a member has a grid of its own
     shape, affine, header   the image's own grid (tuple, float64 [4, 4], NIfTI header bytes or b"")
@@ -55,7 +56,7 @@ from atlas_ray.cluster.timing import StageTimes, Stopwatch, peak_mb
 from atlas_ray.config import Campaign
 from atlas_ray.data.preprocess import to_network_grid
 from atlas_ray.exceptions import AtlasError, CaseError, WorkspaceError
-from atlas_ray.lock import check_lock
+from atlas_ray.lock import check_claim, check_lock, held_claim
 from atlas_ray.patience import is_full, patiently
 from atlas_ray.progress import Advance, not_shown
 from atlas_ray.records import Case, Quarantined
@@ -123,7 +124,8 @@ def predict_cases(
     metrics = StreamMetrics(campaign.name, round_index, len(work.todo))
     for _ in range(len(cases) - len(work.todo)):
         progress(done_before=True)
-    items = [{"case_id": case.case_id, "case": case.model_dump_json()} for case in work.todo]
+    claim = held_claim()
+    items = [{"case_id": case.case_id, "case": case.model_dump_json(), "claim": claim} for case in work.todo]
     for row in stream(campaign, round_index, items, finish_case) if items else ():
         check_lock()
         times.add(row["stages"])
@@ -630,12 +632,15 @@ def finish_case(row: Row, *, campaign_json: str, round_index: int) -> Row:
                 detector=detector.learned,
                 image_XYZ=image,
             )
+            check_claim(workspace, row.get("claim", 0))
 
     try:
         if refusal := _claim(campaign, f"finish-{round_index:03d}", case_id):
             return {**result, "error": refusal, "stages": watch.record()}
         patiently(write, campaign.cluster.patience_s)
         forget_attempts(campaign, round_index, case_id)
+    except WorkspaceError as error:
+        result |= {"error": str(error), "ends_stream": True}
     except OSError as error:
         result |= unwritable(campaign, error)
     return {**result, "stages": watch.record(), "finish_peak_mb": peak_mb()}

@@ -33,6 +33,7 @@ from atlas_ray.cluster.prediction import (
 )
 from atlas_ray.config import Campaign
 from atlas_ray.exceptions import AtlasError
+from atlas_ray.lock import held_claim, locked
 from atlas_ray.prioritization.error_types import DEFAULT_ERROR_TYPES
 from atlas_ray.progress import Advance, Pace, not_shown
 from atlas_ray.records import Case
@@ -513,6 +514,23 @@ def test_a_block_that_is_predicted_once_more_leaves_finished_cases_as_they_are(
     assert workspace.scores(0, "a").stat().st_ino == first
     predict_here(campaign, case.model_copy(update={"sha256": "d" * 64}))
     assert workspace.scores(0, "a").stat().st_ino != first
+
+
+def test_a_task_that_outlives_its_job_writes_nothing_into_the_next_ones_workspace(
+    campaign: Campaign, workspace: Workspace, tmp_path: Path
+) -> None:
+    """The next job may have other weights and settings, and would not look at what it has finished again."""
+    plan, case = campaign.model_dump_json(), save_case(tmp_path, "a")
+    with locked(workspace, "first"):
+        row = {**Ensemble(plan, 0)(read_row(campaign, case)), "claim": held_claim()}
+    with locked(workspace, "second"):
+        late = finish_case(dict(row), campaign_json=plan, round_index=0)
+        assert not workspace.prediction(0, "a").exists()
+        assert late["ends_stream"]
+        assert "a later job has taken" in late["error"]
+        mine = finish_case({**row, "claim": held_claim()}, campaign_json=plan, round_index=0)
+    assert not mine["error"]
+    assert workspace.predicted(0) == {"a"}
 
 
 def test_a_prediction_says_what_its_files_hold(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
