@@ -120,12 +120,13 @@ def round_report(store: Store) -> str:
 
 
 def progress_table(store: Store) -> str:
-    """Cases and minutes, spent and still expected."""
+    """Cases and minutes, spent and still expected; organs by the time they took, without those that took none."""
     items = store.queue.items(store.round)
     states = Counter(item.state for item in items)
     open_items = states["waiting"] + states["leased"]
     per_case, how = minutes_per_case(items, _budget(store))
-    by_organ = {organ: seconds / 60 for organ, seconds in store.revisions.seconds(store.round).items() if organ is not None}
+    seconds = store.revisions.seconds(store.round)
+    minutes_on = sorted(((spent / 60, organ) for organ, spent in seconds.items() if organ is not None and spent >= 3), reverse=True)
     verdicts = Counter(verdict.verdict for verdict in store.revisions.verdicts(store.round))
     judged = verdicts["fixed"] + verdicts["not_an_error"]
     rows: list[tuple[str, str]] = [
@@ -137,7 +138,7 @@ def progress_table(store: Store) -> str:
         ("minutes per case", f"{per_case:.1f} ({how})" if per_case is not None else "not known yet"),
         ("minutes to go", f"{open_items * per_case:.0f}" if per_case is not None else "not known yet"),
         ("attention that was an error", f"{verdicts['fixed']} of {judged} components judged"),
-        *((f"minutes on {organ.replace('_', ' ')}", f"{minutes:.1f}") for organ, minutes in by_organ.items()),
+        *((f"minutes on {organ.replace('_', ' ')}", f"{minutes:.1f}") for minutes, organ in minutes_on),
     ]
     return _table(rows)
 

@@ -110,7 +110,11 @@ def test_minutes_to_go_are_measured_as_soon_as_there_is_something_to_measure(sto
     submit(store, "case_0", "anna", minutes=4)
     submit(store, "case_1", "anna", minutes=10)
     assert minutes_per_case(store.queue.items(0), budget) == (7, "median of 2")
-    store.log_time(store.shown("case_0", "anna", "annotator"), [TimeSpent(organ="ball", seconds=90)], user="anna")
+    store.log_time(
+        store.shown("case_0", "anna", "annotator"),
+        [TimeSpent(organ="ball", seconds=90), TimeSpent(organ="cube", seconds=2)],
+        user="anna",
+    )
     store.revisions.judge(0, "case_0", "ball", 1, "fixed", user="anna")
     store.revisions.judge(0, "case_0", "cube", 1, "not_an_error", user="anna")
     table = progress_table(store)
@@ -119,6 +123,7 @@ def test_minutes_to_go_are_measured_as_soon_as_there_is_something_to_measure(sto
         ("attention that was an error", "1 of 2 components judged"), ("minutes on ball", "1.5"),
     ):  # fmt: skip
         assert f"<tr><th>{name}</th><td>{value}</td></tr>" in table
+    assert "minutes on cube" not in table  # two seconds: somebody passed by
 
 
 def test_the_report_says_what_is_not_there_yet(store: Store) -> None:
