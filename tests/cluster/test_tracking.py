@@ -13,8 +13,6 @@ from atlas_ray.cluster.tracking import KEY_TAG, Run, replay, round_run, step_run
 from atlas_ray.config import Campaign
 
 pytestmark = [
-    # MLflow 3.17's own use of SQLAlchemy 2.1
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
     # Ray Data 2.60 sets its own deprecated options whenever it makes a context
     pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning"),
 ]

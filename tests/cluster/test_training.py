@@ -20,8 +20,6 @@ from atlas_ray.segmentation.architectures import UNet, start_from_prior
 from atlas_ray.segmentation.checkpoints import read_checkpoint
 
 pytestmark = [
-    # MLflow 3.17's own use of SQLAlchemy 2.1
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
     # Ray Data 2.60 sets its own deprecated options whenever it makes a context
     pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning"),
 ]

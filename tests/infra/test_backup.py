@@ -9,7 +9,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,7 +36,6 @@ def draw(client, case: str, start: int) -> None:
     client.put(f"/api/v1/cases/{case}/labels/ball", content=body, headers=headers).raise_for_status()
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own use of SQLAlchemy
 def test_a_copy_is_restored_and_the_round_goes_on(tmp_path: Path) -> None:
     original = make_workspace(tmp_path / "here")
     with make_client(original) as client:  # it stays open, its write-ahead log in use

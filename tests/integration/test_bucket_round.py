@@ -10,8 +10,6 @@ from atlas_ray.rounds import RoundResult, run_round
 from atlas_ray.storage import BucketPath
 from atlas_ray.workspace import Workspace
 
-# MLflow 3.17 on SQLAlchemy 2.1
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 DATASETS = [
     phantoms("train", 2, "train", 1, labeled_organs=["liver", "spleen"]),
     phantoms("pool", 2, "pool", 2),

@@ -25,11 +25,7 @@ from atlas_ray.storage import write_atomically
 from atlas_ray.volume import Volume, read_labels, write_volume
 from atlas_ray.workspace import Workspace, seal, write_lines
 
-pytestmark = [
-    pytest.mark.usefixtures("in_this_process", "one_thread"),
-    # MLflow 3.17's own use of SQLAlchemy 2.1
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-]
+pytestmark = pytest.mark.usefixtures("in_this_process", "one_thread")
 CALIBRATED = {"mode": "calibrated", "anatomy": {"min_piece_mm3": 20}}
 
 

@@ -17,9 +17,6 @@ from atlas_ray.storage import remove
 from atlas_ray.volume import read_labels
 from atlas_ray.workspace import write_lines
 
-# MLflow 3.17's own use of SQLAlchemy 2.1
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
-
 
 def predict(campaign: Campaign, label_id: int) -> None:
     write(campaign.open_workspace().pseudo_label(0, "a"), np.full(SHAPE, label_id, np.uint8))

@@ -11,11 +11,7 @@ from atlas_ray.config import Campaign
 from atlas_ray.steps.train import train_step
 from atlas_ray.workspace import write_lines
 
-pytestmark = [
-    pytest.mark.usefixtures("in_this_process"),
-    # MLflow 3.17's own use of SQLAlchemy 2.1
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-]
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def name_of(campaign: Campaign) -> str:
