@@ -20,7 +20,7 @@ from atlas_ray.config import Campaign
 from atlas_ray.lock import LEASE_S
 from atlas_ray.schema import Schema
 from atlas_ray.steps.train import cache_keys
-from atlas_ray.storage import place, remove, write_atomically
+from atlas_ray.storage import PARTIALS, place, remove, write_atomically
 from atlas_ray.workspace import Workspace, now
 
 Kind = Literal["heat", "attention", "architectures", "training states", "cache", "leftover"]
@@ -101,7 +101,7 @@ def leftovers(workspace: Workspace) -> Iterator[Path]:
         if (workspace.round(r) / COLLECTED).exists():
             folders += [workspace.prediction(r, case_id) for case_id in sorted(workspace.predicted(r))]
     for folder in folders:
-        for path in folder.glob(".*.partial") if folder.exists() else ():
+        for path in folder.glob(PARTIALS) if folder.exists() else ():
             if time.time() - path.stat().st_mtime > OLD_S:
                 yield path
 

@@ -145,7 +145,7 @@ def held_claim() -> int:
 
 def check_claim(workspace: Workspace, number: int) -> None:
     """Raises WorkspaceError where a job has claimed the workspace after the one with this claim; 0 is nobody's and always good."""
-    if number and newest(workspace.locks)[0] > number:
+    if number and any(int(claim.stem) > number for claim in _claims(workspace.locks)):
         raise WorkspaceError(f"a later job has taken {workspace.root}; what this one finishes now is dropped")
 
 

@@ -83,7 +83,7 @@ def run_round(
         WorkspaceError: the round was abandoned, or another job has taken the workspace.
     """
     workspace = campaign.open_workspace()
-    if retry and prediction.has_failed(campaign, round_index):
+    if retry and workspace.set_aside(prediction.step_of(round_index)):
         replay = replay if replay == "train" else "predict"
     if replay is not None:
         replay_from(campaign, round_index, STEPS, replay)

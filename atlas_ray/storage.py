@@ -29,6 +29,7 @@ from atlas_ray.exceptions import ConfigError
 SCHEMES = ("s3", "gs")
 MARKER = ".whole"  # in a bucket's folder that was written as one, uploaded last
 PARTIAL = ".partial"  # ends the name of what is being written
+PARTIALS = f".*{PARTIAL}"  # matches the names that `hidden` gives
 CHUNK = 8 * 2**20
 
 
@@ -347,7 +348,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
             yield upload
         return
     _make_folder(path.parent)
-    partial = _hidden(path)
+    partial = hidden(path)
     is_in_new_folder = any(folder.suffix == PARTIAL for folder in path.parents)
     try:
         with partial.open("wb") as file:
@@ -406,7 +407,7 @@ def new_folder(final: Path) -> Iterator[Path]:
     """
     if isinstance(final, Path):
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = _hidden(final)
+        partial = hidden(final)
         partial.mkdir()
         try:
             yield partial
@@ -427,7 +428,7 @@ def new_folder(final: Path) -> Iterator[Path]:
         (final / MARKER).write_bytes(b"")
 
 
-def _hidden(path: Path) -> Path:
+def hidden(path: Path) -> Path:
     """A name beside a file or folder for what is not whole."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
 
@@ -447,7 +448,7 @@ def _take_place(partial: Path, final: Path) -> None:
     """Rename a folder, over one that may be there. That one steps aside first: emptied in its place, it would look whole to whoever
     comes when this process is killed."""
     while True:
-        aside = _hidden(final)
+        aside = hidden(final)
         with contextlib.suppress(FileNotFoundError):
             final.rename(aside)
         try:
@@ -485,7 +486,7 @@ def remove(path: Path) -> None:
     into it fails; in a bucket its marker goes first."""
     if isinstance(path, Path):
         if path.is_dir() and not path.is_symlink():
-            aside = _hidden(path)
+            aside = hidden(path)
             try:
                 path.rename(aside)
             except FileNotFoundError:  # somebody else was faster

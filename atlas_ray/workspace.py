@@ -375,6 +375,10 @@ class Workspace:
     def quarantined(self) -> list[Quarantined]:
         return read_lines(self.quarantine, Quarantined)
 
+    def set_aside(self, step: str) -> dict[str, Quarantined]:
+        """By case id, what one step has set aside."""
+        return {entry.case_id: entry for entry in self.quarantined() if entry.step == step}
+
     def take_from_quarantine(self, step: str, case_ids: Collection[str]) -> int:
         """Forget that these cases were set aside by a step. Returns how many were."""
         listed = self.quarantined()

@@ -17,6 +17,7 @@ from ui.store import Record, Store
 
 Row = list[Any]
 PAGE = 500  # rows of the queue shown at once
+SHORTEST_S = 3  # on an organ: less rounds to 0.0 minutes
 Filter = Literal["all", "open", "mine", "submitted", "set aside", "to review"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 QUEUE_COLUMNS = ["#", "Case", "Organs", "Attention (ml)", "State", "Annotator", "Minutes", "Note"]
@@ -126,7 +127,9 @@ def progress_table(store: Store) -> str:
     open_items = states["waiting"] + states["leased"]
     per_case, how = minutes_per_case(items, _budget(store))
     seconds = store.revisions.seconds(store.round)
-    minutes_on = sorted(((spent / 60, organ) for organ, spent in seconds.items() if organ is not None and spent >= 3), reverse=True)
+    minutes_on = sorted(
+        ((spent / 60, organ) for organ, spent in seconds.items() if organ is not None and spent >= SHORTEST_S), reverse=True
+    )
     verdicts = Counter(verdict.verdict for verdict in store.revisions.verdicts(store.round))
     judged = verdicts["fixed"] + verdicts["not_an_error"]
     rows: list[tuple[str, str]] = [

@@ -246,16 +246,19 @@ class TrainingLoop:
 
     def _weights(self) -> Weights:
         """What is validated and saved."""
-        state: Weights = (self.bare if self.average is None else self.average.network).state_dict()
+        state: Weights = self._trained_network().state_dict()
         return state if self.parent is None else blended(state, self.parent, self.schedule.parent_share)
 
     def _saved_network(self) -> nn.Module:
         """A network with these weights."""
-        network = self.bare if self.average is None else self.average.network
-        if self.parent is not None:
-            network = copy.deepcopy(network)
-            network.load_state_dict(self._weights())
+        if self.parent is None:
+            return self._trained_network()
+        network = copy.deepcopy(self._trained_network())
+        network.load_state_dict(self._weights())
         return network
+
+    def _trained_network(self) -> nn.Module:
+        return self.bare if self.average is None else self.average.network
 
     def _state(self, done: int) -> State:
         """Everything the next step depends on that is not a function of its number."""

@@ -67,7 +67,7 @@ from atlas_ray.segmentation.members.loaded import LoadedMember
 from atlas_ray.segmentation.memory import give_back
 from atlas_ray.segmentation.packed_probabilities import PackedProbabilities, pack
 from atlas_ray.segmentation.rungs import Rung, Rungs
-from atlas_ray.storage import create, is_whole, new_folder, remove
+from atlas_ray.storage import PARTIALS, create, is_whole, new_folder, remove
 from atlas_ray.tables import SCHEMAS, add_to_tables, result_keys, save_table
 from atlas_ray.volume import Volume, header_bytes, header_from_bytes, read_volume, reorient
 from atlas_ray.workspace import Workspace, file_sha256
@@ -182,7 +182,7 @@ def plan_predictions(campaign: Campaign, round_index: int, cases: Sequence[Case]
     workspace = campaign.open_workspace()
     identity = Identity.of(campaign, checkpoint_shas(campaign, round_index), detector=detector_of(campaign, round_index).sha256)
     keys = result_keys(workspace, round_index)
-    set_aside = {entry.case_id: entry for entry in workspace.quarantined() if entry.step == step_of(round_index)}
+    set_aside = workspace.set_aside(step_of(round_index))
     todo, finished, failed = [], [], []
     for case in cases:
         earlier = set_aside.get(case.case_id)
@@ -202,15 +202,10 @@ def step_of(round_index: int) -> str:
     return f"predict-{round_index:03d}"
 
 
-def has_failed(campaign: Campaign, round_index: int) -> bool:
-    """Whether a case was set aside in this round's prediction."""
-    return any(entry.step == step_of(round_index) for entry in campaign.open_workspace().quarantined())
-
-
 def retry_failed(campaign: Campaign, round_index: int) -> int:
     """Forget every failure and every start without a result of this round's prediction. Returns how many cases were set aside."""
     workspace = campaign.open_workspace()
-    set_aside = {entry.case_id for entry in workspace.quarantined() if entry.step == step_of(round_index)}
+    set_aside = workspace.set_aside(step_of(round_index))
     for step in STEPS:
         remove(workspace.attempts(f"{step}-{round_index:03d}"))
     return workspace.take_from_quarantine(step_of(round_index), set_aside)
@@ -218,7 +213,7 @@ def retry_failed(campaign: Campaign, round_index: int) -> int:
 
 def clear_away(workspace: Workspace, round_index: int) -> None:
     """Remove what processes that died left of this round's prediction. Only for the one who has the workspace, and no stream."""
-    for folder in workspace.predictions(round_index).glob(".*.partial"):
+    for folder in workspace.predictions(round_index).glob(PARTIALS):
         remove(folder)
     for marker in _markers(workspace, round_index):
         if workspace.scores(round_index, marker.stem).exists():

@@ -62,7 +62,7 @@ def read_ingestion(workspace: Workspace) -> Ingestion:
     with ThreadPoolExecutor(READERS) as readers:
         volumes = readers.map(lambda case: _milliliters(workspace.ingested(case.case_id)), cases)
         milliliters = {case.case_id: found for case, found in zip(cases, volumes, strict=True)}
-    quarantined = tuple(entry for entry in workspace.quarantined() if entry.step == STEP)
+    quarantined = tuple(workspace.set_aside(STEP).values())
     return Ingestion(tuple(cases), quarantined, milliliters)
 
 

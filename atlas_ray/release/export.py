@@ -29,7 +29,7 @@ from atlas_ray.release.layouts import Layout
 from atlas_ray.release.plan import OrganSource, Planned, fingerprint, planned_label
 from atlas_ray.release.tables import ReleasedCase, ReleasedOrgan, write_tables
 from atlas_ray.schema import Schema
-from atlas_ray.storage import PARTIAL, write_atomically
+from atlas_ray.storage import PARTIALS, write_atomically
 from atlas_ray.volume import Volume
 from atlas_ray.workspace import Workspace, file_sha256
 
@@ -176,7 +176,7 @@ def _remove_stale(out: Path, released: Sequence[ReleasedCase]) -> None:
 def _remove_partial(out: Path) -> None:
     """What killed processes, of this export or an earlier one, were writing."""
     if isinstance(out, Path):  # in a bucket an object is there whole or not at all
-        _remove(out, {path.relative_to(out).as_posix() for path in out.rglob(f".*{PARTIAL}")})
+        _remove(out, {path.relative_to(out).as_posix() for path in out.rglob(PARTIALS)})
 
 
 def _remove(out: Path, names: set[str] | dict[str, str]) -> None:

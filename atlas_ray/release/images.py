@@ -1,11 +1,10 @@
 """The CT of a release: a link to where it lies, or a copy without the text of its header."""
 
-import uuid
 from pathlib import Path
 from typing import Literal
 
 from atlas_ray.records import Case
-from atlas_ray.storage import PARTIAL, is_url
+from atlas_ray.storage import hidden, is_url
 from atlas_ray.volume import read_volume, without_text, write_volume
 
 Images = Literal["link", "copy", "none"]
@@ -23,7 +22,7 @@ def place_image(case: Case, target: Path, images: Literal["link", "copy"]) -> No
     on_disk = isinstance(target, Path) and not is_url(case.image)
     if images == "link" and on_disk and case.image.endswith(".nii.gz"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        link = target.with_name(f".{target.name}.{uuid.uuid4().hex}{PARTIAL}")
+        link = hidden(target)
         link.symlink_to(case.image)
         link.replace(target)
     else:
