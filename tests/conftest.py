@@ -13,6 +13,7 @@ os.environ.update(
 import shutil
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,27 @@ if TYPE_CHECKING:
     from atlas_ray.storage import BucketPath
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+_FORKS: list[str] = []
+
+
+def _note_a_fork() -> None:
+    stack = "".join(traceback.format_stack())
+    if "subprocess.py" not in stack:  # it starts a program at once
+        _FORKS.append(stack)
+
+
+os.register_at_fork(before=_note_a_fork)
+
+
+@pytest.fixture(autouse=True)
+def _no_fork() -> Iterator[None]:
+    """A fork copies locks that the threads of Ray, Torch and Gradio hold: now and then the copy waits for one forever."""
+    yield
+    stack = "\n".join(_FORKS)
+    _FORKS.clear()
+    assert not stack, f"this test forked the process; spawn one, or start a program:\n{stack}"
 
 
 @pytest.fixture(scope="session")
