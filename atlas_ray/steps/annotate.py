@@ -7,10 +7,8 @@ from functools import partial
 import numpy as np
 from pydantic import Field
 
-from atlas_ray.annotation.database import Database, open_database, with_database
-from atlas_ray.annotation.drafts import (
-    read_draft,
-)
+from atlas_ray.annotation.database import Database, with_database
+from atlas_ray.annotation.drafts import read_draft
 from atlas_ray.annotation.oracle import OracleAnnotator
 from atlas_ray.annotation.queue import Queue, WorkItem
 from atlas_ray.annotation.review import awaiting
@@ -68,8 +66,10 @@ def annotate_step(
         minutes: the oracle's time for this round; None works the queue off.
     """
     if isinstance(campaign.annotation.annotator, OracleAnnotator):
-        with open_database(campaign.database_url) as database:
-            _let_oracle_work(campaign, campaign.annotation.annotator, database, round_index, minutes, progress)
+        work = partial(
+            _let_oracle_work, campaign, campaign.annotation.annotator, round_index=round_index, minutes=minutes, progress=progress
+        )
+        with_database(campaign.database_url, work, campaign.cluster.patience_s)
     state = annotation_state(campaign, round_index)
     with step_run(campaign, round_index, "annotate") as run:
         run.metrics(annotation_metrics(state), step=round_index)
@@ -77,8 +77,9 @@ def annotate_step(
 
 
 def _let_oracle_work(
-    campaign: Campaign, oracle: OracleAnnotator, database: Database, round_index: int, minutes: float | None, progress: Progress
+    campaign: Campaign, oracle: OracleAnnotator, database: Database, *, round_index: int, minutes: float | None, progress: Progress
 ) -> None:
+    """All that is left of the round; done twice, it finds nothing left."""
     organs = campaign.load_organs()
     annotate_round(
         oracle,
