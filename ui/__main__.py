@@ -19,15 +19,13 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from atlas_ray.annotation.accounts import NAME, AccountError, Accounts
-from atlas_ray.annotation.database import open_database, sqlite_url
+from atlas_ray.annotation.database import open_database
 from atlas_ray.annotation.review import Role
 from atlas_ray.exceptions import AtlasError, ConfigError
-from atlas_ray.organs import CONFIGS, Organs, load_organs
 from atlas_ray.redaction import without_passwords
-from atlas_ray.strict_yaml import read_yaml
-from atlas_ray.workspace import Workspace
 from ui.login import LOOPBACK
-from ui.store import campaign_settings, newest_round
+from ui.settings import find_campaign
+from ui.store import newest_round
 
 Parameters = ParamSpec("Parameters")
 
@@ -80,35 +78,10 @@ def in_one_line(command: Callable[Parameters, None]) -> Callable[Parameters, Non
     return run
 
 
-def find_workspace(path: Path) -> Workspace:
-    """The workspace itself, or the one a campaign's configuration names. Raises ConfigError."""
-    if path.is_dir():
-        return Workspace(path)
-    if not path.is_file() and (CONFIGS / f"{path}.yaml").is_file():
-        path = CONFIGS / f"{path}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; a workspace folder or a campaign's YAML file is allowed")
-    config = read_yaml(path) or {}
-    if not isinstance(config, dict) or not config.get("workspace"):
-        raise ConfigError(f"{path} has no key 'workspace'; it names the campaign's folder")
-    return Workspace(config["workspace"])
-
-
-def find_organs(option: str | None, settings: dict[str, Any]) -> Organs:
-    """The campaign's organ set; the option wins. Raises ConfigError where neither names one."""
-    chosen = option or settings.get("organs")
-    if chosen is None:
-        raise ConfigError("the workspace has no campaign.yaml that names its organ set; give it with --organs NAME_OR_FILE")
-    return Organs.model_validate(chosen) if isinstance(chosen, dict) else load_organs(chosen)
-
-
-def database_url(workspace: Workspace) -> str:
-    return str(campaign_settings(workspace.config).get("database") or sqlite_url(workspace.annotation_db))
-
-
 @contextmanager
 def accounts_of(campaign: Path) -> Iterator[Accounts]:
-    with open_database(database_url(find_workspace(campaign))) as database:
+    workspace, settings = find_campaign(campaign)
+    with open_database(settings.database_url(workspace)) as database:
         yield Accounts(database)
 
 
@@ -144,9 +117,8 @@ def serve(
     key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key", show_default=False)] = None,
 ) -> None:
     """Open the annotation app of a campaign."""
-    workspace = find_workspace(campaign)
-    settings = campaign_settings(workspace.config)
-    organ_set = find_organs(organs, settings)
+    workspace, settings = find_campaign(campaign)
+    organ_set = settings.load_organs(organs)
     alone = find_user(campaign, host=host, no_auth=no_auth, user=user)
     shown = round if round is not None else newest_round(workspace)
     from ui.app import create_app
@@ -155,8 +127,7 @@ def serve(
         workspace.root,
         round=shown,
         organs=organ_set,
-        database_url=settings.get("database"),
-        lease_minutes=settings.get("lease_minutes", 30.0),
+        settings=settings,
         user=alone,
     )
     scheme = "https" if certificate else "http"

@@ -14,12 +14,13 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from atlas_ray.annotation.accounts import Accounts
-from atlas_ray.annotation.database import open_database, sqlite_url
+from atlas_ray.annotation.database import open_database
 from atlas_ray.organs import Organs
 from atlas_ray.workspace import Workspace
 from ui import monailabel
 from ui.api import add_error_handlers, router
 from ui.login import Gate, Login, current_user
+from ui.settings import Settings, read_settings
 from ui.store import Store
 
 
@@ -37,8 +38,7 @@ def create_app(
     *,
     round: int,
     organs: Organs,
-    database_url: str | None = None,
-    lease_minutes: float = 30.0,
+    settings: Settings | None = None,
     user: str | None = None,
 ) -> FastAPI:
     """The whole app of one round: what `create_api` gives, and the page.
@@ -46,15 +46,16 @@ def create_app(
     Args:
         workspace_root: the campaign's folder.
         organs: the campaign's organ set.
-        database_url: of queue and revisions; None is the SQLite file in the workspace.
+        settings: the database of queue and revisions, and how people work; None is what the workspace's campaign.yaml says.
         user: lets everybody on this machine in as this user, and nobody else; None asks for an account.
 
     Raises:
         ConfigError, WorkspaceError: the database cannot be opened.
     """
     workspace = Workspace(workspace_root)
-    database = open_database(database_url or sqlite_url(workspace.annotation_db))
-    store = Store(workspace, round_index=round, organs=organs, database=database, lease_minutes=lease_minutes)
+    settings = settings or read_settings(workspace.config)
+    database = open_database(settings.database_url(workspace))
+    store = Store(workspace, round_index=round, organs=organs, database=database, settings=settings)
     app = create_api(store, login=Login(Accounts(database)) if user is None else Login(default_user=user))
     mount_page(app, store)
     return app

@@ -41,9 +41,9 @@ from atlas_ray.exceptions import WorkspaceError
 from atlas_ray.organs import LabelMap, Organs
 from atlas_ray.records import Case, Revision
 from atlas_ray.storage import place
-from atlas_ray.strict_yaml import read_yaml
 from atlas_ray.volume import Volume, nifti_bytes, read_volume
 from atlas_ray.workspace import Workspace
+from ui.settings import Settings, read_settings
 from ui.tools import Proposal, Subject, propose
 
 Value = TypeVar("Value")
@@ -94,21 +94,21 @@ class Store:
         round_index: the round shown.
         organs: the campaign's organ set.
         database: open; closed by the store.
-        lease_minutes: how long a case stays its annotator's without a sign of life.
+        settings: how people work; None is what the workspace's campaign.yaml says.
     """
 
     def __init__(
-        self, workspace: Workspace, *, round_index: int, organs: Organs, database: Database, lease_minutes: float = 30.0
+        self, workspace: Workspace, *, round_index: int, organs: Organs, database: Database, settings: Settings | None = None
     ) -> None:
+        settings = settings or read_settings(workspace.config)
         self.workspace = workspace
         self.round = round_index
         self.organs = organs
         self.database = database
-        self.queue = Queue(database, lease_minutes=lease_minutes)
+        self.queue = Queue(database, lease_minutes=settings.annotation.lease_minutes)
         self.revisions = Revisions(database)
-        settings = campaign_settings(workspace.config)
-        self.second_reader_share = float(settings.get("second_reader_share", 0.0))
-        self.tracking_uri: str | None = settings.get("tracking_uri")
+        self.second_reader_share = settings.annotation.second_reader_share
+        self.tracking_uri = settings.tracking_uri
         self._images: Recent[bytes] = Recent(lambda case_id: display_image(self.case(str(case_id))), keep=3)
         self._drafts: Recent[Volume] = Recent(lambda case_id: self._read_draft(str(case_id)), keep=3)
         self._cases: dict[str, Case] = {}
@@ -483,18 +483,7 @@ def _is_served_as_it_lies(path: Path) -> bool:
     return bool(datatype == NIFTI_INT16 and unscaled and flat and sform > 0)
 
 
-# --- the campaign's settings ------------------------------------------------------------------------------------------
-
-
-def campaign_settings(path: Path) -> Record:
-    """What the app needs of campaign.yaml, without what it does not say; {} where there is no file."""
-    if not path.is_file():
-        return {}
-    config = read_yaml(path) or {}
-    annotation = config.get("annotation") or {}
-    wanted = {"organs": config.get("organs"), "tracking_uri": (config.get("tracking") or {}).get("uri")}
-    wanted |= {key: annotation.get(key) for key in ("database", "lease_minutes", "second_reader_share")}
-    return {key: value for key, value in wanted.items() if value is not None}
+# --- rounds -----------------------------------------------------------------------------------------------------------
 
 
 def newest_round(workspace: Workspace) -> int:

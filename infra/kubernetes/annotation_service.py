@@ -6,23 +6,17 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 
-from ui.__main__ import database_url, find_organs, find_user, find_workspace
+from ui.__main__ import find_user
 from ui.app import create_app
-from ui.store import campaign_settings, newest_round
+from ui.settings import find_campaign
+from ui.store import newest_round
 
 
 def create(campaign: str) -> FastAPI:
     """What `python -m ui CAMPAIGN` serves, with accounts. Raises ConfigError where nobody may log in yet."""
     find_user(Path(campaign), host="0.0.0.0", no_auth=False, user=None)
-    workspace = find_workspace(Path(campaign))
-    settings = campaign_settings(workspace.config)
-    return create_app(
-        workspace.root,
-        round=newest_round(workspace),
-        organs=find_organs(None, settings),
-        database_url=database_url(workspace),
-        lease_minutes=settings.get("lease_minutes", 30.0),
-    )
+    workspace, settings = find_campaign(Path(campaign))
+    return create_app(workspace.root, round=newest_round(workspace), organs=settings.load_organs(), settings=settings)
 
 
 def build(args: dict[str, str]) -> Any:

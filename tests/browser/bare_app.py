@@ -9,11 +9,11 @@ import uvicorn
 from fastapi.responses import HTMLResponse
 
 from atlas_ray.annotation.database import open_database, sqlite_url
-from atlas_ray.organs import Organs
 from atlas_ray.workspace import Workspace
 from ui.app import create_api
 from ui.login import Login
-from ui.store import Store, campaign_settings
+from ui.settings import read_settings
+from ui.store import Store
 
 PAGE = """<!doctype html><meta charset="utf-8"><link rel="stylesheet" href="/static/editor.css"><link rel="icon" href="data:,">
 <style>body { margin: 0 }</style><body class="dark"><div id="editor"></div><script type="module">
@@ -26,7 +26,7 @@ if (asked) editor.open(asked);
 
 def main(root: str, port: str, user: str) -> None:
     workspace = Workspace(root)
-    organs = Organs.model_validate(campaign_settings(workspace.config)["organs"])
+    organs = read_settings(workspace.config).load_organs()
     database = open_database(sqlite_url(workspace.annotation_db))
     store = Store(workspace, round_index=0, organs=organs, database=database)
     app = create_api(store, login=Login(default_user=user))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,8 +14,9 @@ from atlas_ray.annotation.accounts import Accounts
 from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.exceptions import ConfigError, WorkspaceError
 from atlas_ray.workspace import Workspace
-from ui.__main__ import app, find_organs, find_workspace
-from ui.store import campaign_settings, newest_round
+from ui.__main__ import app
+from ui.settings import Settings, find_campaign
+from ui.store import newest_round
 
 
 @pytest.fixture
@@ -36,6 +38,10 @@ def secret(tmp_path: Path) -> Path:
 def accounts(workspace: Workspace) -> Iterator[Accounts]:
     with open_database(sqlite_url(workspace.annotation_db)) as database:
         yield Accounts(database, hasher=CHEAP)
+
+
+def write_config(path: Path, workspace: Workspace, **sections: Any) -> None:
+    path.write_text(yaml.safe_dump({"workspace": str(workspace.root), **sections}))
 
 
 # --- who may be served ---
@@ -139,28 +145,59 @@ def test_a_password_is_no_argument(run) -> None:
 
 
 def test_workspace_or_configuration(workspace: Workspace, tmp_path: Path) -> None:
-    assert find_workspace(workspace.root).root == workspace.root
+    assert find_campaign(workspace.root)[0].root == workspace.root
     config = tmp_path / "campaign.yaml"
     config.write_text(yaml.safe_dump({"workspace": str(workspace.root)}))
-    assert find_workspace(config).root == workspace.root
+    assert find_campaign(config)[0].root == workspace.root
     config.write_text("organs: x\n")
     with pytest.raises(ConfigError, match="workspace"):
-        find_workspace(config)
+        find_campaign(config)
     with pytest.raises(ConfigError, match="does not exist"):
-        find_workspace(tmp_path / "absent")
+        find_campaign(tmp_path / "absent")
 
 
-def test_settings_and_round(workspace: Workspace, tmp_path: Path) -> None:
-    assert campaign_settings(workspace.config) == {}
+def test_what_the_jobs_left_says_how_people_work(workspace: Workspace) -> None:
+    assert find_campaign(workspace.root)[1] == Settings(), "nothing was run yet"
     with pytest.raises(ConfigError, match="--organs"):
-        find_organs(None, {})
-    workspace.config.write_text(
-        yaml.safe_dump({"organs": ORGANS.model_dump(mode="json"), "annotation": {"database": None, "lease_minutes": 5}})
-    )
-    settings = campaign_settings(workspace.config)
-    assert settings["lease_minutes"] == 5
-    assert "database" not in settings
-    assert find_organs(None, settings) == ORGANS
+        Settings().load_organs()
+    write_config(workspace.config, workspace, organs=ORGANS.model_dump(mode="json"), annotation={"lease_minutes": 5})
+    _, settings = find_campaign(workspace.root)
+    assert settings.annotation.lease_minutes == 5
+    assert settings.database_url(workspace) == sqlite_url(workspace.annotation_db)
+    assert settings.load_organs() == ORGANS
+
+
+def test_a_configuration_that_is_given_has_the_last_word(workspace: Workspace, tmp_path: Path) -> None:
+    """But for the organs: there they mean the ids that the jobs have written."""
+    elsewhere = sqlite_url(tmp_path / "elsewhere.db")
+    write_config(workspace.config, workspace, organs=ORGANS.model_dump(mode="json"), annotation={"second_reader_share": 0.5})
+    given = tmp_path / "mine.yaml"
+    write_config(given, workspace, organs="abdomenatlas_1_0", annotation={"database": elsewhere, "lease_minutes": 7})
+    _, settings = find_campaign(given)
+    assert settings.database_url(workspace) == elsewhere
+    assert (settings.annotation.lease_minutes, settings.annotation.second_reader_share) == (7, 0)
+    assert settings.load_organs() == ORGANS
+
+
+def test_an_account_goes_where_the_given_configuration_has_its_database(
+    run, secret: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    given, elsewhere = tmp_path / "mine.yaml", tmp_path / "elsewhere.db"
+    write_config(given, workspace, annotation={"database": sqlite_url(elsewhere)})
+    added = CliRunner().invoke(app, [str(given), "users", "add", "ada", "--password-file", str(secret)])
+    assert added.exit_code == 0, added.output
+    with open_database(sqlite_url(elsewhere)) as database:
+        assert [account.name for account in Accounts(database).all()] == ["ada"]
+
+
+def test_a_setting_that_is_not_allowed_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    given = tmp_path / "mine.yaml"
+    write_config(given, workspace, annotation={"lease_minutes": -1})
+    with pytest.raises(ConfigError, match=r"mine\.yaml: annotation\.lease_minutes: .*greater than 0"):
+        find_campaign(given)
+
+
+def test_the_newest_round_is_one_with_something_to_see(workspace: Workspace, tmp_path: Path) -> None:
     assert newest_round(workspace) == 0
     workspace.round(1).mkdir()
     assert newest_round(workspace) == 0
