@@ -68,7 +68,7 @@ def next_commands(campaign: Campaign, config: str, result: RoundResult) -> list[
         else f"mlflow server {store} --port 5000"
     )
     lines += [
-        f"annotate or look:  python -m ui {campaign.workspace} --round {result.round}",
+        f"annotate or look:  python -m ui {campaign.workspace} --round {result.round} --no-auth",
         f"compare rounds:    {mlflow}",
     ]
     if not result.waiting:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from atlas_ray.cluster.session import ray_session
-from atlas_ray.job import ConfigArgument, DryRunOption, RoundOption, SetOption, open_campaign, print_table, progress, run
+from atlas_ray.job import ConfigArgument, DryRunOption, SetOption, open_campaign, print_table, progress, run
 from atlas_ray.release.deidentify import load_pseudonyms
 from atlas_ray.release.export import release
 from atlas_ray.release.layouts import LAYOUTS, choose_layout
@@ -22,6 +22,9 @@ ImagesOption = Annotated[
 DeidentifyOption = Annotated[
     bool, typer.Option("--deidentify", help="Pseudonyms for case ids and, in DICOM, for patients and UIDs; dates and names go.")
 ]
+KnownRoundOption = Annotated[
+    int | None, typer.Option("--round", min=0, help="What is known from rounds 0 to this one; default: the newest that was begun.")
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; without it, the round's folder.")
 ]
@@ -32,7 +35,7 @@ def main(
     layout: LayoutOption = LAYOUTS[0],
     images: ImagesOption = None,
     deidentify: DeidentifyOption = False,
-    round_: RoundOption = 0,
+    round_: KnownRoundOption = None,
     out: OutOption = None,
     set_: SetOption = None,
     dry_run: DryRunOption = False,
@@ -41,12 +44,13 @@ def main(
     campaign = open_campaign(config, set_, dry_run=dry_run)
     pseudonyms = load_pseudonyms(campaign.open_workspace().pseudonym_key, keep=not dry_run) if deidentify else None
     chosen = choose_layout(layout, images, pseudonyms)
+    known = campaign.open_workspace().newest_round() if round_ is None else round_
     organs = campaign.load_organs()
-    planned, unknown = plan_release(campaign, round_, pseudonyms)
+    planned, unknown = plan_release(campaign, known, pseudonyms)
     left_out = [(p.case.case_id, why) for p in planned if (why := chosen.refusal(p, organs))]
     left_out += [(c.case_id, "nothing is known of it yet") for c in unknown]
     planned = [p for p in planned if not chosen.refusal(p, organs)]
-    folder = (out or campaign.open_workspace().release(round_, layout)).absolute()
+    folder = (out or campaign.open_workspace().release(known, layout)).absolute()
     if dry_run:
         print_table(f"would release to {folder}", ("case", "from", "round"), [(p.case.case_id, p.basis, p.round) for p in planned])
         print_table("would leave out", ("case", "reason"), left_out)

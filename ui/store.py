@@ -111,8 +111,6 @@ class Store:
         self.tracking_uri = settings.tracking_uri
         self._images: Recent[bytes] = Recent(lambda case_id: display_image(self.case(str(case_id))), keep=3)
         self._drafts: Recent[Volume] = Recent(lambda case_id: self._read_draft(str(case_id)), keep=3)
-        self._cases: dict[str, Case] = {}
-        self._manifest_time = 0
 
     def close(self) -> None:
         self.database.close()
@@ -120,13 +118,7 @@ class Store:
     # --- cases ---
     def case(self, case_id: str) -> Case:
         """A case of the manifest; ids become paths only after they were found here. Raises WorkspaceError."""
-        changed = self.workspace.manifest.stat().st_mtime_ns if self.workspace.manifest.exists() else 0
-        if changed != self._manifest_time or not self._cases:
-            self._cases = {case.case_id: case for case in self.workspace.cases()}
-            self._manifest_time = changed
-        if case_id not in self._cases:
-            raise WorkspaceError(f"case {case_id!r} is not in {self.workspace.manifest}")
-        return self._cases[case_id]
+        return self.workspace.case(case_id)
 
     def shown(self, address: str, user: str, role: Role) -> WorkItem:
         """The item of a case that a user sees: their own reading, else the one nobody has, else (a reviewer) the one that counts.

@@ -46,6 +46,7 @@ from atlas_ray.redaction import without_passwords
 Result = TypeVar("Result")
 SCHEMA_VERSION = 3
 BUSY_TIMEOUT_S = 30.0  # how long a writer waits for another; every transaction here takes milliseconds
+CONNECT_TIMEOUT_S = 10  # of a PostgreSQL server to answer at all
 
 
 def utc_now() -> datetime:
@@ -214,7 +215,7 @@ def open_database(url: str) -> Database:
     """
     try:
         parsed = make_url(url)
-        engine = create_engine(parsed, pool_pre_ping=True)
+        engine = create_engine(parsed, pool_pre_ping=True, connect_args=_connect_args(parsed))
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise ConfigError(f"annotation.database {url.split('://')[0]!r}://... cannot be used: {error}") from error
     if engine.dialect.name == "sqlite":
@@ -235,6 +236,12 @@ def open_database(url: str) -> Database:
         database.close()
         raise WorkspaceError(f"annotation database {shown} has table version {version}; this atlas_ray reads {SCHEMA_VERSION}")
     return database
+
+
+def _connect_args(parsed: URL) -> dict[str, Any]:
+    """A PostgreSQL host that does not answer at all is given up soon and tried again; by itself that takes minutes."""
+    waits = parsed.get_dialect().driver.startswith("psycopg") and "connect_timeout" not in parsed.query
+    return {"connect_timeout": CONNECT_TIMEOUT_S} if waits else {}
 
 
 def with_database(url: str, work: Callable[[Database], Result], patience_s: float) -> Result:

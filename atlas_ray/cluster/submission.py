@@ -22,7 +22,7 @@ from atlas_ray.schema import Schema
 from atlas_ray.storage import write_atomically
 
 CHECKOUT = CONFIGS.parent
-VERBS = ("ingest", "train", "predict", "prioritize", "merge", "evaluate", "run_round", "simulate", "export")
+VERBS = ("ingest", "train", "predict", "prioritize", "merge", "promote", "evaluate", "run_round", "simulate", "export")
 WITHOUT_ROUND = ("ingest", "simulate")
 WITH_WORDS = ("evaluate",)  # what they do is said by a word: "evaluate dice"
 EXCLUDES = (  # as in .gitignore; nothing here is needed to run a job, and some of it must not leave this machine

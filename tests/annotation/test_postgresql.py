@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -20,6 +21,7 @@ from sqlalchemy.engine import make_url
 from atlas_ray.annotation.database import Database, open_database, schema_version, utc_now, with_database
 from atlas_ray.annotation.queue import Queue, QueueEntry
 from atlas_ray.annotation.revisions import RevisionConflict, Revisions
+from atlas_ray.exceptions import WorkspaceError
 
 OPERATIONS = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
 PROGRAMS = ("initdb", "pg_ctl", "createdb", "pg_dump", "pg_restore")
@@ -170,3 +172,11 @@ def test_a_server_that_is_away_is_waited_for(server: Server, url: str) -> None:
         assert with_database(url, lambda database: Queue(database).fill(1, entries("a")), patience_s=60) == 1
     finally:
         start.join()
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas_ray.annotation.database.CONNECT_TIMEOUT_S", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(WorkspaceError, match="timeout"):
+            open_database(f"postgresql+psycopg://ada@127.0.0.1:{port}/atlas")

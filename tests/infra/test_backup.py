@@ -1,8 +1,10 @@
 """A copy taken while somebody annotates is restored elsewhere, and the round goes on there as docs/operations.md says."""
 
+import contextlib
 import math
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import zlib
@@ -25,8 +27,8 @@ OPERATIONS = (REPOSITORY / "docs" / "operations.md").read_text()
 FILE_ORDER = int(np.ravel_multi_index(PEAK[::-1], SHAPE[::-1]))  # x fastest
 
 
-def backup(workspace: Path, copy: Path) -> subprocess.CompletedProcess[str]:
-    command = [REPOSITORY / "infra" / "backup.sh", workspace, copy]
+def backup(workspace: Path, copy: Path, *databases: Path) -> subprocess.CompletedProcess[str]:
+    command = [REPOSITORY / "infra" / "backup.sh", workspace, copy, *databases]
     return subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
 
 
@@ -71,6 +73,22 @@ def test_a_copy_is_whole_or_absent(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "here")
     (tmp_path / "copy").mkdir()
     assert "exists" in backup(workspace.root, tmp_path / "copy").stderr
+
+
+def test_a_database_outside_the_workspace_is_copied_too(tmp_path: Path) -> None:
+    workspace, database = make_workspace(tmp_path / "here"), tmp_path / "campaign.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE t AS SELECT 7 AS n")
+        connection.commit()
+    done = backup(workspace.root, tmp_path / "copy", database)
+    assert done.returncode == 0, done.stderr
+    with contextlib.closing(sqlite3.connect(tmp_path / "copy" / "campaign.db")) as connection:
+        assert connection.execute("SELECT n FROM t").fetchall() == [(7,)]
+    assert "is no file" in backup(workspace.root, tmp_path / "other", tmp_path / "absent.db").stderr
+    twin = tmp_path / "elsewhere" / "annotation.db"
+    twin.parent.mkdir()
+    shutil.copy(database, twin)
+    assert "two databases are called annotation.db" in backup(workspace.root, tmp_path / "other", twin).stderr
 
 
 def test_the_sizing_table_is_the_scripts() -> None:

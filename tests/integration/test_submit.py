@@ -95,13 +95,12 @@ def test_a_job_is_sent_followed_and_numbered(head, tmp_path):
     assert "1 cases" in stdout, "the job's own table"
     (case,) = Workspace(tmp_path / "here" / "workspace").cases()
     assert case.labeled_organs == ("liver", "aorta")
-    assert "submitted small-ingest-r0-2" in succeeded(job("submit", *arguments, "--no-wait", cwd=tmp_path, **head.token))
-
     failed = job("submit", "prioritize", config, "--round", "3", "--address", head.address, cwd=tmp_path, **head.token)
     assert failed.returncode == 1
     assert "python -m jobs.predict" in failed.stdout, "the job's own line"
     assert "job small-prioritize-r3-1 ended FAILED" in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert "submitted small-ingest-r0-2" in succeeded(job("submit", *arguments, "--no-wait", cwd=tmp_path, **head.token))
 
 
 def test_without_the_token_it_says_how_to_give_one(head, tmp_path):
