@@ -547,32 +547,39 @@ def as_local(path: Path) -> Iterator[Path]:
         yield _fetched(path, Path(local) / path.name)
 
 
-def kept_local(path: Path, cache: Path | None = None) -> Path:
-    """The same, with a copy that stays on this machine for the next process: what is never changed under its name, such as the
-    training cache. The copy appears whole.
+def kept_local(path: Path, cache: Path | None = None, *, may_change: bool = False) -> Path:
+    """The same, with a copy that stays on this machine for the next process. The copy appears whole.
 
     Args:
         cache: where copies are kept; None is ~/.cache/atlas_ray/buckets (or $XDG_CACHE_HOME).
+        may_change: whether the bucket is asked each time if something else lies under the name by now. Not of what never does, such
+            as the training cache.
     """
     if isinstance(path, Path):
         return path
     where = str(path)
+    seen = where + "".join(f"\n{file} {file.stat()}" for file in (_files(path) if may_change else ()))
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas_ray" / "buckets"
-    kept = folder / hashlib.sha256(where.encode()).hexdigest()[:24] / Path(where).name
+    kept = folder / hashlib.sha256(seen.encode()).hexdigest()[:24] / Path(where).name
     if not kept.exists():
         with new_folder(kept.parent) as partial:
             _fetched(path, partial / kept.name)
     return kept
 
 
+def _files(path: Any) -> list[Any]:
+    """An object itself, or those below a prefix. Raises FileNotFoundError where there is none."""
+    found = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and f.name != MARKER)
+    if not found:
+        raise FileNotFoundError(str(path))
+    return found
+
+
 def _fetched(path: Any, target: Path) -> Path:
     if path.is_file():
         path.download(target)
         return target
-    found = [file for file in path.rglob("*") if file.is_file() and file.name != MARKER]
-    if not found:
-        raise FileNotFoundError(str(path))
-    for file in found:
+    for file in _files(path):
         inside = target / file.relative_to(path)
         inside.parent.mkdir(parents=True, exist_ok=True)
         file.download(inside)

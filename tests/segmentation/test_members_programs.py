@@ -17,6 +17,7 @@ from atlas_ray.organs import Organs
 from atlas_ray.segmentation.members.bundle import MonaiBundle
 from atlas_ray.segmentation.members.loaded import LoadedMember
 from atlas_ray.segmentation.members.program import Program
+from atlas_ray.storage import BucketPath
 from atlas_ray.volume import Volume, reorient
 
 ORGANS = Organs.model_validate(
@@ -223,7 +224,7 @@ def save_program(path: Path, network: nn.Module, kind: str) -> Path:
     return path
 
 
-def load_program(path: Path, kind: str, **settings: Any) -> LoadedMember:
+def load_program(path: Path | BucketPath, kind: str, **settings: Any) -> LoadedMember:
     given = {"member": kind, "name": "theirs", "path": str(path), "window": (16, 16, 8), "overlap": 0.3, "batch": 2}
     scaling = {"intensity": "window", "hu": (-57, 164)}
     named = {"organs": {1: "liver", 2: "liver", 3: "spleen"}, "activation": "softmax"}
@@ -253,3 +254,21 @@ def test_probabilities_are_taken_as_they_are(tmp_path: Path) -> None:
     member = load_program(path, "torchscript", organs={0: "liver"}, activation="none", intensity={"intensity": "hu"})
     image = Volume(np.array([-3, 0, 1, 7], np.int16).reshape(4, 1, 1), np.eye(4))
     assert all_of(member, reorient(image))[0, :, 0, 0].tolist() == pytest.approx([0, 0, 1, 1])
+
+
+def test_a_program_in_a_bucket_is_the_one_that_lies_there_now(
+    bucket: BucketPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    image = Volume(np.array([0, 1], np.int16).reshape(2, 1, 1), np.eye(4))
+    given = {"organs": {0: "liver"}, "activation": "none", "intensity": {"intensity": "hu"}}
+
+    def says(network: nn.Module) -> list[float]:
+        (bucket / "net.pt").write_bytes(save_program(tmp_path / "net.pt", network, "torchscript").read_bytes())
+        member = load_program(bucket / "net.pt", "torchscript", **given)
+        return [round(value, 3) for value in all_of(member, reorient(image))[0, :, 0, 0].tolist()]
+
+    assert says(nn.Hardtanh(0, 1)) == [0, 1]
+    assert says(nn.Sequential(nn.Hardtanh(0.5, 1), nn.Identity())) == [0.5, 1]
+    with pytest.raises(CheckpointError, match=f"member 'theirs' .*: nothing lies at {bucket}/gone.pt"):
+        load_program(bucket / "gone.pt", "torchscript", **given)

@@ -27,9 +27,14 @@ class GivenMember(Schema):
     organs: LabelOrgans = Field(default_factory=dict)
 
     def located(self, data_root: str | None) -> Path:
-        """Where it lies; what is in a bucket is fetched once."""
+        """Where it lies; from a bucket it is fetched once, and again when it has changed. Raises CheckpointError where nothing lies
+        there in a bucket."""
         whole = is_url(self.path) or Path(self.path).expanduser().is_absolute()
-        return kept_local(place(self.path if whole else f"{data_root or '.'}/{self.path}").expanduser())
+        path = place(self.path if whole else f"{data_root or '.'}/{self.path}").expanduser()
+        try:
+            return kept_local(path, may_change=True)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.title}: nothing lies at {path}") from error
 
     @property
     def title(self) -> str:
