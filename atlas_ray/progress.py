@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 log = logging.getLogger(__name__)
-QUIET_S = 60.0  # a log gets a line every tenth of the way, and at least one in this time
+CHATTY_S, QUIET_S = 2.0, 60.0  # a log gets a line every tenth of the way, but not within the first, and at least one in the second
 
 
 class Advance(Protocol):
@@ -67,11 +67,11 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress(what: str, total: int, console: Console) -> Iterator[Advance]:
+def progress(what: str, total: int, console: Console, clock: Callable[[], float] = time.monotonic) -> Iterator[Advance]:
     """A bar on a terminal; elsewhere lines in the log. Yields the function that counts."""
-    pace = Pace(total)
+    pace = Pace(total, clock)
     if not console.is_terminal:
-        yield _Lines(what, pace)
+        yield _Lines(what, pace, clock)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -91,13 +91,13 @@ def progress(what: str, total: int, console: Console) -> Iterator[Advance]:
 
 
 class _Lines:
-    def __init__(self, what: str, pace: Pace) -> None:
-        self._what, self._pace = what, pace
-        self._tenths, self._said = 0, time.monotonic()
+    def __init__(self, what: str, pace: Pace, clock: Callable[[], float]) -> None:
+        self._what, self._pace, self._clock = what, pace, clock
+        self._tenths, self._said = 0, clock()
 
     def __call__(self, *, failed: bool = False, done_before: bool = False) -> None:
         self._pace(failed=failed, done_before=done_before)
-        tenths = self._pace.through * 10 // max(1, self._pace.total)
-        if tenths > self._tenths or time.monotonic() - self._said > QUIET_S:
-            self._tenths, self._said = tenths, time.monotonic()
+        tenths, quiet = self._pace.through * 10 // max(1, self._pace.total), self._clock() - self._said
+        if (tenths > self._tenths and (quiet > CHATTY_S or self._pace.through >= self._pace.total)) or quiet > QUIET_S:
+            self._tenths, self._said = tenths, self._clock()
             log.info("%s: %s", self._what, self._pace)

@@ -46,12 +46,30 @@ def test_durations_are_read_at_a_glance(seconds: float, words: str) -> None:
 
 
 def test_a_log_gets_a_line_every_tenth(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), progress("predict", 20, Console(file=io.StringIO())) as advance:
+    clock = Clock()
+    with caplog.at_level(logging.INFO), progress("predict", 20, Console(file=io.StringIO()), clock) as advance:
         for number in range(20):
+            clock.now += 3
             advance(failed=number == 3)
     assert len(caplog.messages) == 10
     assert caplog.messages[-1].startswith("predict: 20 of 20")
     assert caplog.messages[-1].endswith("1 failed")
+
+
+def test_what_takes_no_time_is_one_line_in_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), progress("ingest", 20, Console(file=io.StringIO()), Clock()) as advance:
+        for _ in range(20):
+            advance()
+    assert caplog.messages == ["ingest: 20 of 20"]
+
+
+def test_a_long_way_without_a_tenth_is_not_silent(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    with caplog.at_level(logging.INFO), progress("predict", 1000, Console(file=io.StringIO()), clock) as advance:
+        for _ in range(10):
+            clock.now += 31
+            advance()
+    assert len(caplog.messages) == 5
 
 
 def test_a_terminal_gets_a_bar_with_the_pace() -> None:
