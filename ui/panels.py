@@ -45,14 +45,16 @@ def session_line(principal: Principal) -> str:
 
 
 def round_summary(store: Store) -> str:
-    """One line: which round, how far it is."""
+    """One line: which round, how far it is, and whether the next one waits."""
     counts = store.queue.counts(store.round)
     total = sum(counts.values())
     if not total:
         return f"**Round {store.round}** · the queue is empty; run `python -m jobs.prioritize CONFIG --round {store.round}`"
     done = counts.get("submitted", 0)
     states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-    return f"**Round {store.round}** · {done} of {total} cases done · {states} · organ set {store.organs.name}"
+    newest = store.queue.newest_round() or 0
+    newer = f" · **round {newest} is queued: start the app again to work on it**" if newest > store.round else ""
+    return f"**Round {store.round}** · {done} of {total} cases done · {states} · organ set {store.organs.name}{newer}"
 
 
 def queue_rows(store: Store, *, chosen: Filter = "all", user: str = "") -> list[Row]:

@@ -66,6 +66,12 @@ def test_the_whole_page_is_built(workspace: Workspace) -> None:
     app.state.store.close()
 
 
+def test_the_summary_tells_when_the_next_round_waits(store: Store) -> None:
+    assert "start the app again" not in round_summary(store)
+    store.queue.fill(1, [QueueEntry(case_id="case_0", organs=("ball",), rank=1)])
+    assert round_summary(store).endswith("**round 1 is queued: start the app again to work on it**")
+
+
 def test_queue_table(store: Store) -> None:
     store.queue.claim(0, "case_1", "bob")
     assert [row[:2] + row[4:6] for row in queue_rows(store)] == [
