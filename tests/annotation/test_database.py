@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import sqlite3
 import threading
-import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_processes_may_create_and_fill_it_at_the_same_moment(url: str) -> None:
     with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
         barrier = manager.Barrier(processes)
         added = [pool.submit(open_and_fill, url, barrier, cases) for _ in range(processes)]
-        assert sorted(future.result(60) for future in added) == [0, 0, 0, cases]
+        assert sorted(future.result(300) for future in added) == [0, 0, 0, cases]
     with open_database(url) as database:
         assert len(Queue(database).items(1)) == cases
 
@@ -64,20 +64,26 @@ def test_a_failed_transaction_leaves_nothing(database: Database) -> None:
         assert connection.execute(select(events)).all() == []
 
 
-def locked_elsewhere(path: Path, seconds: float) -> threading.Thread:
-    """Another connection holds the file for a while."""
-    held = threading.Event()
+@contextlib.contextmanager
+def locked_until_it_is_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Another connection holds the file until whoever was refused says so and waits; then the event is set."""
+    held, let_go = threading.Event(), threading.Event()
+    monkeypatch.setattr("atlas_ray.patience.log.warning", lambda *_: let_go.set())
 
     def hold() -> None:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute("BEGIN EXCLUSIVE")
             held.set()
-            time.sleep(seconds)
+            let_go.wait()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait()
-    return thread
+    try:
+        assert held.wait(60)
+        yield let_go
+    finally:
+        let_go.set()
+        thread.join()
 
 
 def test_a_database_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,13 +91,11 @@ def test_a_database_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "annotation.db"
     open_database(sqlite_url(path)).close()
     entries = [QueueEntry(case_id="a", organs=("liver",), rank=1)]
-    thread = locked_elsewhere(path, 0.5)
-    assert with_database(sqlite_url(path), lambda database: Queue(database).fill(1, entries), patience_s=30) == 1
-    thread.join()
-    thread = locked_elsewhere(path, 0.5)
-    with pytest.raises(WorkspaceError, match="locked"):
+    with locked_until_it_is_tried_again(path, monkeypatch) as let_go:
+        assert with_database(sqlite_url(path), lambda database: Queue(database).fill(1, entries), patience_s=30) == 1
+        assert let_go.is_set()
+    with locked_until_it_is_tried_again(path, monkeypatch), pytest.raises(WorkspaceError, match="locked"):
         with_database(sqlite_url(path), lambda database: Queue(database).fill(1, entries), patience_s=0)
-    thread.join()
 
 
 def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
