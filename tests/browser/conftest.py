@@ -30,9 +30,9 @@ def playwright_driver() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def browser(playwright_driver: Any) -> Iterator[Any]:
-    from kit import FLAGS
+    from kit import FLAGS, PATIENCE_MS
 
-    browser = playwright_driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    browser = playwright_driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE_MS)
     yield browser
     browser.close()
 
@@ -40,6 +40,8 @@ def browser(playwright_driver: Any) -> Iterator[Any]:
 @pytest.fixture
 def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
     """Opens pages, each its own user's browser, that must neither complain nor talk to anybody but the server."""
+    from kit import PATIENCE_MS
+
     contexts: list[Any] = []
     complaints: list[str] = []
     foreign: list[str] = []
@@ -47,6 +49,7 @@ def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
     def open_page(*, expected: tuple[str, ...] = (), width: int = 1600, height: int = 1000) -> Any:
         """expected: what the page may complain of, because the test brings it about."""
         context = browser.new_context(viewport={"width": width, "height": height})
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
 

@@ -28,6 +28,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+PATIENCE_MS = 120_000  # of every wait for a page: the machine may be slow, or busy with other things
 Page = Any  # playwright's
 Voxel = tuple[int, int, int]
 
@@ -55,26 +56,30 @@ class AppServer:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(self.command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        for _ in range(240):
-            if self.process.poll() is not None:
-                break
+        deadline = time.monotonic() + 240
+        while self.process.poll() is None and time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(f"{self.url}/login", timeout=2):
+                with urllib.request.urlopen(f"{self.url}/login", timeout=10):
                     return self
             except OSError:
                 time.sleep(0.25)
+        self.kill()
         raise RuntimeError(f"the server did not start:\n{self.log.read_text()}")
 
     def kill(self) -> None:
         """As a power cut: no goodbye."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(20)
+        self.process.wait(60)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(20)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
 
 
 def picture(page: Page, name: str) -> None:
@@ -90,8 +95,8 @@ def open_case(page: Page, server: AppServer, case_id: str) -> None:
 
 
 def wait_for_case(page: Page, case_id: str) -> None:
-    page.wait_for_selector(f'.ar-root[data-case="{case_id}"]', timeout=60_000)
-    page.wait_for_function(f"{EDITOR}.active !== null && !{EDITOR}.switching")
+    page.wait_for_selector(f'.ar-root[data-case="{case_id}"]', timeout=PATIENCE_MS)
+    page.wait_for_function(f"{EDITOR}.active !== null && !{EDITOR}.switching", timeout=PATIENCE_MS)
 
 
 def take_up(page: Page, organ: str) -> None:
@@ -129,7 +134,7 @@ def active_mask(page: Page) -> npt.NDArray[np.intp]:
 
 def wait_until_idle(page: Page) -> None:
     """No slow operation of the editor is running, and everything is at the server."""
-    page.wait_for_function(f"!{EDITOR}.switching && !{EDITOR}.waiting", timeout=30_000)
+    page.wait_for_function(f"!{EDITOR}.switching && !{EDITOR}.waiting", timeout=PATIENCE_MS)
 
 
 def revision(page: Page) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from campaign import Predicted, make_campaign
-from kit import EDITOR, AppServer, aim, drag, open_case, take_up, wait_until_idle
+from kit import EDITOR, PATIENCE_MS, AppServer, aim, drag, open_case, take_up, wait_until_idle
 
 from atlas_ray.annotation.database import open_database, sqlite_url
 from atlas_ray.annotation.merge import paint_edits
@@ -64,6 +64,7 @@ def server(workspace: Workspace) -> Iterator[AppServer]:
 @pytest.fixture(scope="module")
 def page(browser: Any) -> Iterator[Any]:
     page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.set_default_timeout(PATIENCE_MS)
     yield page
     page.close()
 

@@ -1,8 +1,10 @@
 """Nothing is lost: two annotators, a stale save, a server and a browser that die in the middle of a stroke."""
 
+import contextlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from kit import (
     EDITOR,
     FLAGS,
+    PATIENCE_MS,
     AppServer,
     active_mask,
     aim,
@@ -165,12 +168,15 @@ def test_a_killed_browser_and_server_cost_at_most_the_last_second_of_a_stroke(
     chromium = shutil.which("chromium")
 
     def launch() -> Any:
-        return playwright_driver.chromium.launch_persistent_context(
+        context = playwright_driver.chromium.launch_persistent_context(
             str(tmp_path / "profile"),
             executable_path=chromium,
             args=FLAGS,
             viewport={"width": 1600, "height": 1000},
+            timeout=PATIENCE_MS,
         )
+        context.set_default_timeout(PATIENCE_MS)
+        return context
 
     context = launch()
     page = context.pages[0]
@@ -184,9 +190,12 @@ def test_a_killed_browser_and_server_cost_at_most_the_last_second_of_a_stroke(
     dab(page, (12, 40, PEAK[2]))
     finished = active_mask(page)
     drag(page, [aim(page, "axial", (x, 44, PEAK[2]))[0] for x in (4, 10)], release=False)
-    page.wait_for_timeout(1100)
+    page.wait_for_timeout(1100)  # more than lies between two drafts of a stroke
+    drafted = page.evaluate(f"{EDITOR}.active.lastDraft")
     page.mouse.move(*aim(page, "axial", (11, 44, PEAK[2]))[0])
-    page.wait_for_timeout(300)
+    page.wait_for_function(f"{EDITOR}.active.lastDraft > {drafted}")
+    page.evaluate(f"{EDITOR}.active.outbox.openId")  # a promise: it is written
+    page.evaluate(f"{EDITOR}.drafts.shelves()")  # and on disk: reading waits for what is being written
     held = active_mask(page)
     kill_browser(tmp_path / "profile")
     server.start()
@@ -212,15 +221,20 @@ def test_a_killed_browser_and_server_cost_at_most_the_last_second_of_a_stroke(
 
 def kill_browser(profile: Path) -> None:
     """kill -9 of the Chromium processes of this profile, and of no other."""
+    while pids := processes_of(profile):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def processes_of(profile: Path) -> list[int]:
+    found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"--user-data-dir={profile}".encode() in command:
-            os.kill(int(entry.name), signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and f"--user-data-dir={profile}".encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
 
 
 def test_another_case_s_unsent_edits_are_offered_when_the_page_opens(server: AppServer, new_page: NewPage) -> None:
