@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from small_cases import make_campaign, make_cases
 
@@ -56,7 +57,6 @@ class Hosts:
     def __init__(self, nodes: int) -> None:
         from ray.cluster_utils import Cluster
 
-        os.environ.update(ENVIRONMENT)
         self._arguments = {"num_cpus": 2, "object_store_memory": 150 * 2**20, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=self._arguments)
         self.nodes = [self._add() for _ in range(nodes)]
@@ -98,11 +98,12 @@ class Hosts:
 
 @contextlib.contextmanager
 def hosts(nodes: int) -> Iterator[Hosts]:
-    cluster = Hosts(nodes)
-    try:
-        yield cluster
-    finally:
-        cluster.close()
+    with mock.patch.dict(os.environ, ENVIRONMENT):
+        cluster = Hosts(nodes)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
 
 
 # --- things that go away and come back -------------------------------------------------------------------------------
@@ -348,7 +349,7 @@ def prioritize(root: Path, config: Path, away_s: float, address: str) -> list[st
     guard = database_away(root / "annotation.db", away_s) if away_s else contextlib.nullcontext()
     with guard:
         job = Job(root, ["prioritize", str(config)], address)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not job.has_succeeded():
             if time.monotonic() > deadline or job.starts > STARTS:
                 return [f"prioritize: {job.last_words()}"]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,9 +58,10 @@ def job(verb: str, *arguments: str | Path, cwd: Path, **environment: str) -> sub
     """The same, to its end."""
     process = start(verb, *arguments, cwd=cwd, **environment)
     try:
-        stdout, stderr = process.communicate(timeout=300)
-    finally:
+        stdout, stderr = process.communicate(timeout=900)
+    except subprocess.TimeoutExpired:
         process.kill()
+        pytest.fail(f"{process.args} has not ended in 15 minutes; it said {process.communicate()}")
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 

@@ -52,10 +52,11 @@ def save_untrained_networks(campaign: Campaign) -> None:
 
 
 def run_job(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_nifti_and_dicom_results_lie_on_the_scans_own_grid(shared_data: Path, tmp_path: Path) -> None:
     config = campaign_file(tmp_path, shared_data)
     campaign = load_config(config)

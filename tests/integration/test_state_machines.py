@@ -36,7 +36,7 @@ LIVER, SPLEEN = ORGANS.names[:2]
 SHAPE = (2, 2, 2)
 MINE = {LIVER: np.arange(8).reshape(SHAPE, order="F") < 4, SPLEEN: np.arange(8).reshape(SHAPE, order="F") >= 4}  # do not overlap
 CASES, USERS = ("c0", "c1", "c2"), ("ada", "bob")
-QUICK = settings(max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=25, stateful_step_count=30, suppress_health_check=list(HealthCheck))
 
 
 class Clock:

@@ -19,7 +19,7 @@ from campaigns import UNET, job, phantoms, succeeded, write_campaign
 
 from atlas_ray.workspace import Workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def head() -> Iterator[Head]:
         yield Head(f"http://127.0.0.1:{dashboard}", token)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(300)
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:

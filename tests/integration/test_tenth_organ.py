@@ -12,6 +12,7 @@ from atlas_ray.workspace import Workspace
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_tenth_organ_runs_from_ingest_to_predict(tmp_path):
     content = yaml.safe_load((REPOSITORY / "configs" / "organs" / "abdomenatlas_1_0.yaml").read_text())
     content["name"] = "ten"
