@@ -10,9 +10,13 @@ os.environ.update(
     GRADIO_ANALYTICS_ENABLED="False",
 )
 
+import contextlib
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -26,6 +30,12 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+with contextlib.suppress(ImportError):  # a machine that is there for its GPU need not have it
+    from hypothesis import settings
+
+    # The same examples every time, at any speed: a test fails because of what was changed.
+    settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+    settings.load_profile("suite")
 
 _FORKS: list[str] = []
 
@@ -80,29 +90,22 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real S3 server on loopback, in a process of its own; its address. Any key opens it."""
-    import socket
-    import subprocess
-    import time
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    server.kill()
-    server.wait()
+    log = tmp_path_factory.mktemp("s3") / "log"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]  # it takes a free port and says which
+    with log.open("w") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 240
+        while not (found := re.search(r"Running on (http://\S+:\d+)", log.read_text())):
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the S3 server did not come up:\n{log.read_text()}")
+            time.sleep(0.1)
+        yield found[1]
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def test_nearest_takes_the_voxel_under_the_center() -> None:
 # --- volumes --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(old=SHAPES, new=SHAPES, seed=st.integers(0, 99), orientation=st.sampled_from(["RAS", "LPS", "SRA", "IPL"]))
 def test_a_ct_is_mixed_by_the_weights_and_rounded(
     old: tuple[int, int, int], new: tuple[int, int, int], seed: int, orientation: str
@@ -83,7 +83,7 @@ def test_a_ct_is_mixed_by_the_weights_and_rounded(
     assert np.abs(result.voxels - exact).max() <= 0.501
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(old=SHAPES, new=SHAPES, seed=st.integers(0, 99))
 def test_another_type_becomes_float32(old: tuple[int, int, int], new: tuple[int, int, int], seed: int) -> None:
     voxels = np.random.default_rng(seed).normal(size=old)

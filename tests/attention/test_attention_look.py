@@ -92,7 +92,7 @@ def expected_faithful(values: np.ndarray, support: np.ndarray | None = None) -> 
 # --- faithful -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 2**32 - 1),
     architectures=st.integers(1, 4),
@@ -166,7 +166,7 @@ def check_physical(values: np.ndarray, support: np.ndarray | None, mode: Physica
     check(found, expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     architectures=st.integers(1, 4),

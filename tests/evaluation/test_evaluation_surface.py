@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_ray.evaluation.surface import surface_dice
@@ -91,7 +91,6 @@ def test_agrees_with_deepmind_and_monai(spacing, tolerance_mm):
             assert ours == pytest.approx(float(theirs), abs=1e-3)
 
 
-@settings(deadline=None)  # the first one of a spacing makes its table of areas
 @given(st.integers(0, 2**24 - 1), st.integers(0, 2**24 - 1), st.floats(0.1, 4))
 def test_it_has_no_direction(a: int, b: int, tolerance: float) -> None:
     first, second = (np.array([n >> i & 1 for i in range(24)], bool).reshape(2, 3, 4) for n in (a, b))

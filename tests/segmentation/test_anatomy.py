@@ -133,7 +133,7 @@ RULES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(voxels=arrays.arrays(np.uint8, st.tuples(*[st.integers(1, 6)] * 3), elements=st.integers(0, 5)), listed=RULES)
 def test_rules_end_and_applying_them_again_changes_nothing(voxels: np.ndarray, listed: list[dict[str, Any]]) -> None:
     once = Volume(voxels.copy(), AFFINE)

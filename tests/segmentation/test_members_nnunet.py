@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import multiprocessing.pool
 import os
+import random
 import shutil
 import types
 import warnings
@@ -68,9 +69,17 @@ def save_ct(path: Path, seed: int, spacing: tuple[float, float, float]) -> np.nd
     return label
 
 
+def seed_all(seed: int) -> None:
+    """What nnU-Net draws from."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nnU-Net's fingerprint, plans, preprocessing, and two folds of four steps each; the network made tiny in the plans."""
+    seed_all(0)
     root = tmp_path_factory.mktemp("nnunet")
     raw, plans_path = root / "raw" / "Dataset101_Blocks", root / "preprocessed" / "Dataset101_Blocks" / "nnUNetPlans.json"
     for folder in ("imagesTr", "labelsTr"):
@@ -110,6 +119,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         api.preprocess_dataset(101, configurations=("3d_fullres",), num_processes=(1,), verbose=False)
         patch.setenv("nnUNet_n_proc_DA", "0")
         for fold in (0, 1):
+            seed_all(fold)
             described = {**json.loads(plans_path.read_text()), "continue_training": False}
             trainer = nnUNetTrainer(described, "3d_fullres", fold, dict(DATASET), device=torch.device("cpu"))
             trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 4, 1

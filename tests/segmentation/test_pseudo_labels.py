@@ -76,7 +76,7 @@ def test_two_voxels_with_one_between_are_two_components(shape: tuple[int, int, i
     assert clean_label_map(np.array([1, 0, 1], np.uint8).reshape(shape), ORGANS).ravel().tolist() == [1, 0, 0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=SHAPES, seed=st.integers(0, 99), order=st.sampled_from("CF"))
 def test_every_organ_keeps_what_it_would_keep_alone(shape: tuple[int, int, int], seed: int, order: str) -> None:
     rng = np.random.default_rng(seed)
@@ -106,7 +106,7 @@ def test_a_soft_prediction_counts_one_voxel_around_the_mask() -> None:
     np.testing.assert_array_equal(support(p, PseudoLabels())[0], expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=SHAPES, seed=st.integers(0, 99), largest=st.booleans(), share=st.sampled_from([0.05, 0.5]))
 def test_support_is_the_cleaned_mask_dilated(shape: tuple[int, int, int], seed: int, largest: bool, share: float) -> None:
     p = blobs((2, 3, *shape), seed, share)
@@ -148,7 +148,7 @@ def together(slabs: list, name: str) -> np.ndarray:
     return np.concatenate([slab.inner(getattr(slab, name)) for slab in slabs], axis=-1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(old=SHAPES, new=SHAPES, seed=st.integers(0, 99), halo=st.integers(0, 2), share=st.sampled_from([0.02, 0.5]))
 def test_boxes_and_slabs_change_no_voxel(
     old: tuple[int, int, int], new: tuple[int, int, int], seed: int, halo: int, share: float

@@ -6,7 +6,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
 from monai.inferers.utils import sliding_window_inference
@@ -34,7 +34,6 @@ def test_windows_start_evenly_spread_and_end_flush(size: int, window: int, overl
     assert window_starts(size, window, overlap) == expected
 
 
-@settings(deadline=None)
 @given(size=st.integers(1, 300), window=st.integers(1, 100), overlap=st.floats(0, 0.95))
 def test_every_voxel_is_covered(size: int, window: int, overlap: float) -> None:
     starts = window_starts(size, window, overlap)

@@ -36,14 +36,7 @@ KNOWN = {"case_id": "case_0", "organ": "ball", "image": "case_0", "label": "case
 NEVER_TOUCHED = {"account", "token", "signing_key", "schema_version"}
 COUNTED = {"login_attempt"}  # a wrong password is refused, and counted
 REVISIONS = st.sampled_from([None, '"0"', "x", '"9999999999"'])
-FUZZ = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-    print_blob=False,
-)
+FUZZ = settings(phases=[Phase.generate], suppress_health_check=list(HealthCheck), print_blob=False)
 
 
 @pytest.fixture(scope="module")
