@@ -27,7 +27,7 @@ class Clock:
 
 def open_and_fill(url: str, barrier: Barrier, cases: int) -> int:
     """Create the tables and fill the same round as everybody else; how many items this process added."""
-    barrier.wait(30)
+    barrier.wait(120)
     with open_database(url) as database:
         return Queue(database).fill(1, [QueueEntry(case_id=f"case{n}", organs=("liver",), rank=n) for n in range(cases)])
 
@@ -37,7 +37,7 @@ def lease_all(url: str, barrier: Barrier, user: str) -> list[str]:
     leased: list[str] = []
     with open_database(url) as database:
         queue = Queue(database)
-        barrier.wait(30)
+        barrier.wait(120)
         while (item := queue.next(f"{user}-{len(leased)}")) is not None:
             leased.append(item.case_id)
     return leased
@@ -47,7 +47,7 @@ def claim_one(url: str, barrier: Barrier, user: str) -> bool:
     """Whether this process got the one item everybody claims."""
     with open_database(url) as database:
         queue = Queue(database)
-        barrier.wait(30)
+        barrier.wait(120)
         try:
             queue.claim(1, "case0", user)
         except LeaseError:
@@ -59,7 +59,7 @@ def save_on_the_draft(url: str, barrier: Barrier, user: str) -> int:
     """Save an edit made on revision 0; the revision id it got, or minus the id that was there first."""
     with open_database(url) as database:
         revisions = Revisions(database)
-        barrier.wait(30)
+        barrier.wait(120)
         try:
             return revisions.save(1, "case0", "liver", user=user, parent_id=0, runs=[[0, 1, 1]]).revision_id
         except RevisionConflict as conflict:

@@ -281,7 +281,7 @@ def run_together(work: Callable[..., Any], url: str, users: Sequence[str]) -> li
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(len(users), mp_context=context) as pool:
         barrier = manager.Barrier(len(users))
-        return [future.result(60) for future in [pool.submit(work, url, barrier, user) for user in users]]
+        return [future.result(300) for future in [pool.submit(work, url, barrier, user) for user in users]]
 
 
 def test_racing_processes_never_hold_one_item_twice(queue: Queue, url: str) -> None:

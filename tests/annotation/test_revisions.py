@@ -296,7 +296,7 @@ def test_of_racing_saves_on_one_parent_exactly_one_wins(url: str, revisions: Rev
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(len(users), mp_context=context) as pool:
         barrier = manager.Barrier(len(users))
-        got = [f.result(60) for f in [pool.submit(save_on_the_draft, url, barrier, user) for user in users]]
+        got = [f.result(300) for f in [pool.submit(save_on_the_draft, url, barrier, user) for user in users]]
     assert sorted(got) == [-1, -1, -1, 1]
     assert [r.user for r in revisions.history(*KEY)] == [users[got.index(1)]]
 
@@ -305,7 +305,7 @@ def test_a_killed_process_loses_nothing(url: str, database: Database, tmp_path: 
     Queue(database).fill(1, [QueueEntry(case_id="case0", organs=("liver",), rank=1)])
     process = multiprocessing.get_context("spawn").Process(target=save_and_die, args=(url, tmp_path / "saved"))
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     assert (tmp_path / "saved").exists()
     started = time.monotonic()

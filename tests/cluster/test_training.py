@@ -143,7 +143,7 @@ def test_a_training_whose_workers_die_ends_with_the_weights_it_would_have_had(
 
         def fatal(loop: Any, number: int, batch: Any) -> float:
             if number == 5 and loop.rank == 1 and not died.exists():
-                until = time.monotonic() + 30
+                until = time.monotonic() + 300
                 while not (kept.exists() and '"step":4' in kept.read_text()) and time.monotonic() < until:
                     time.sleep(0.2)
                 died.touch()

@@ -45,20 +45,21 @@ class Served:
     """A server on a free port of this machine."""
 
     def __init__(self, workspace: Workspace, accounts: dict[str, str] | None) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         self.app = make_client(workspace, accounts=accounts).app
-        self.server = uvicorn.Server(uvicorn.Config(self.app, port=self.port, log_level="error"))
-        self.thread = threading.Thread(target=self.server.run)
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", timeout_graceful_shutdown=3))
+        bound = socket.socket()
+        bound.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{bound.getsockname()[1]}/monailabel"
+        self.thread = threading.Thread(target=self.server.run, args=([bound],), daemon=True)  # it closes the socket
         self.thread.start()
         while not self.server.started:
+            assert self.thread.is_alive(), "the server did not start"
             time.sleep(0.01)
-        self.url = f"http://127.0.0.1:{self.port}/monailabel"
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(60)
+        assert not self.thread.is_alive()
 
 
 @pytest.fixture
