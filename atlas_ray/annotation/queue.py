@@ -284,7 +284,7 @@ class Queue:
             LeaseError: somebody else holds it, it is submitted (reopen it), or the user did the case's other reading.
         """
         item = self.item((round_index, case_id, reading))
-        set_aside = work_items.c.state.in_(("skipped", "flagged"))
+        set_aside = and_(work_items.c.state.in_(("skipped", "flagged")), _is_blind(user))
         taken = self._take(item.item_id, user, or_(self._free_for(user), set_aside))
         if taken is None:
             raise self._refusal(item.item_id, user, "open")

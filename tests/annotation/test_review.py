@@ -1,11 +1,12 @@
 """A second person decides on a submitted case."""
 
+import numpy as np
 import pytest
 
 from atlas_ray.annotation.database import Database
 from atlas_ray.annotation.queue import LeaseError, Queue, QueueEntry, QueueError, WorkItem
 from atlas_ray.annotation.review import RoleError, accept, awaiting, is_drawn, reject, resolve, to_merge, with_second_readings
-from atlas_ray.annotation.revisions import Revisions
+from atlas_ray.annotation.revisions import Revisions, TimeSpent
 
 
 @pytest.fixture
@@ -36,6 +37,14 @@ def test_rejecting_sends_it_back_with_the_reason(queue: Queue, submitted: WorkIt
     assert again is not None
     assert again.case_id == "a"
     assert queue.submit(item.item_id, "anna").review is None  # a new submission is reviewed anew
+
+
+def test_what_was_sent_back_comes_before_cases_of_a_better_rank(queue: Queue) -> None:
+    queue.fill(1, [QueueEntry(case_id=c, organs=("liver",), rank=n) for n, c in enumerate("ab", 1)])
+    item = queue.submit(queue.claim(1, "b", "anna").item_id, "anna")
+    reject(queue, item.item_id, "rita", role="reviewer", reason="the dome is cut off")
+    turns = [queue.next(user) for user in ("anna", "ben")]
+    assert [turn and turn.case_id for turn in turns] == ["b", "a"]
 
 
 def test_who_may_review(queue: Queue, submitted: WorkItem) -> None:
@@ -169,6 +178,26 @@ def test_who_has_edited_one_reading_does_not_get_the_other_even_after_losing_it(
         twice.claim(1, "a", "anna", reading=2)
 
 
+def test_blind_is_who_did_the_other_reading_of_that_case_in_that_round(twice: Queue, database: Database) -> None:
+    """Who has held and edited a's first reading may go on with it, and may do the second one of another case, or next round."""
+    first = twice.claim(1, "a", "anna")
+    Revisions(database).save(1, "a", "liver", user="anna", parent_id=0, runs=[[0, 1, 1]])
+    twice.release(first.item_id, "anna")
+    assert twice.claim(1, "a", "anna").item_id == first.item_id
+    entries = [QueueEntry(case_id=c, reading=n, organs=("liver",), rank=rank) for c, n, rank in (*TWICE, ("b", 2, 2))]
+    for round_index, case_id in ((1, "b"), (2, "a")):
+        twice.fill(round_index, entries)
+        assert twice.claim(round_index, case_id, "anna", reading=2).user == "anna"
+
+
+def test_a_reading_that_was_set_aside_is_not_for_who_did_the_other(twice: Queue) -> None:
+    twice.submit(twice.claim(1, "a", "anna").item_id, "anna")
+    twice.skip(twice.claim(1, "a", "ben", reading=2).item_id, "ben")
+    with pytest.raises(LeaseError, match="anna cannot open it: case a of round 1 is skipped by ben"):
+        twice.claim(1, "a", "anna", reading=2)
+    assert twice.claim(1, "a", "carl", reading=2).user == "carl"
+
+
 def test_readings_have_their_own_edits_verdicts_and_time(database: Database) -> None:
     revisions = Revisions(database)
     for reading, user, start in ((1, "anna", 0), (2, "ben", 5)):
@@ -176,11 +205,30 @@ def test_readings_have_their_own_edits_verdicts_and_time(database: Database) -> 
         assert saved.revision_id == 1
     assert [e.runs.tolist() for e in revisions.edits(1, "a", reading=2)] == [[[5, 1, 1]]]
     assert [r.user for r in revisions.history(1, "a", "liver")] == ["anna"]
+    assert [revisions.runs(r).tolist() for r in revisions.history(1, "a", "liver", reading=2)] == [[[5, 1, 1]]]
     revisions.judge(1, "a", "liver", 1, "fixed", user="anna")
     revisions.judge(1, "a", "liver", 1, "not_an_error", user="ben", reading=2)
     assert [v.verdict for v in revisions.verdicts(1, "a", reading=2)] == ["not_an_error"]
     assert sorted(v.verdict for v in revisions.verdicts(1)) == ["fixed", "not_an_error"]
-    assert revisions.seconds(1, "a", reading=2) == {"liver": 5.0}
+    revisions.log_times(1, "a", [TimeSpent(seconds=2)], user="ben", reading=2)
+    assert revisions.seconds(1, "a", reading=1) == {"liver": 0.0}
+    assert revisions.seconds(1, "a", reading=2) == {"liver": 5.0, None: 2.0}
+    assert revisions.seconds(1, "a") == {"liver": 5.0, None: 2.0}
+
+
+def test_a_reading_is_replayed_and_reverted_on_its_own(database: Database) -> None:
+    """The first one has one revision of the liver; the second one two, of another organ."""
+    revisions = Revisions(database)
+    key, nothing = (1, "a", "spleen"), np.zeros((3, 2, 2), bool)
+    revisions.save(1, "a", "liver", user="anna", parent_id=0, runs=[[0, 1, 1]])
+    for parent_id, start in ((0, 5), (1, 7)):
+        revisions.save(*key, user="ben", parent_id=parent_id, runs=[[start, 1, 1]], reading=2)
+    assert [revisions.changed_organs(1, "a", reading=n) for n in (1, 2)] == [("liver",), ("spleen",)]
+    assert [revisions.current(*key, reading=n) for n in (1, 2)] == [0, 2]
+    reverted = revisions.revert(nothing, *key, to=1, user="ben", reading=2)
+    assert (reverted.reading, reverted.revision_id, reverted.kind) == (2, 3, "revert")
+    masks = [np.flatnonzero(revisions.mask(nothing, *key, reading=n).ravel(order="F")).tolist() for n in (1, 2)]
+    assert masks == [[], [5]]
 
 
 def test_two_readings_wait_for_a_decision_and_the_taken_one_is_merged(twice: Queue) -> None:
@@ -200,6 +248,18 @@ def test_two_readings_wait_for_a_decision_and_the_taken_one_is_merged(twice: Que
     assert twice.item((1, "a")).review == "superseded"
     resolve(twice, 1, "a", "rita", role="reviewer", reading=1)  # on second thoughts
     assert merged(twice) == [("a", 1)]
+
+
+def test_a_decision_is_of_one_round(twice: Queue) -> None:
+    read_both(twice)
+    twice.fill(2, [QueueEntry(case_id="a", reading=n, organs=("liver",), rank=1) for n in (1, 2)], state="submitted")
+    resolve(twice, 1, "a", "rita", role="reviewer", reading=2)
+    assert [(i.round, i.reading, i.review) for r in (1, 2) for i in twice.readings(r, "a")] == [
+        (1, 1, "superseded"),
+        (1, 2, "accepted"),
+        (2, 1, None),
+        (2, 2, None),
+    ]
 
 
 def test_the_taken_reading_can_be_edited_on_top(twice: Queue) -> None:
