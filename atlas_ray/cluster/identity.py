@@ -23,11 +23,14 @@ COMPUTING = (
     "resampling.py",
     "loops.py",
     "organs.py",
+    "components.py",
     "data/preprocess.py",
     "segmentation/*.py",
     "segmentation/members/*.py",
     "attention/*.py",
     "cluster/finishing.py",
+    "cluster/calibrated.py",
+    "prioritization/error_types.py",
 )
 TRAINING = ("averaging.py", "losses.py", "schedule.py")  # of segmentation/: what only training runs; its outcome is in the weights
 SPREADING = {"batch", "memory_gb", "compile"}  # of `inference`: how it is computed, not what

@@ -1,11 +1,13 @@
 """What a prediction was made from: changed inputs change the keys of exactly the cases they touch."""
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from atlas_ray.cluster import identity
-from atlas_ray.cluster.identity import Identity, bare, code_digest
+from atlas_ray.cluster.identity import COMPUTING, PACKAGE, Identity, bare, code_digest
 from atlas_ray.config import Campaign
 from atlas_ray.records import Case
 
@@ -80,3 +82,27 @@ def test_words_about_code_are_not_code() -> None:
     assert bare(source) == bare(source.replace("A module", "Something else").replace("# a comment", "# another"))
     assert bare(source) != bare(source.replace("return x", "return -x"))
     assert len(code_digest()) == 8
+
+
+def imported(path: Path) -> set[str]:
+    """Files of the package that a module imports from."""
+    statements = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    names = {f"{node.module}{part}" for node in statements for part in ("", *(f".{alias.name}" for alias in node.names))}
+    files = {name.removeprefix("atlas_ray.").replace(".", "/") + ".py" for name in names if name.startswith("atlas_ray.")}
+    return {file for file in files if (PACKAGE / file).is_file()}
+
+
+def test_what_computing_code_is_made_of_counts_too() -> None:
+    """But for what describes, names, times or stores."""
+    others = {
+        "config.py",
+        "records.py",
+        "schema.py",
+        "strict_yaml.py",
+        "exceptions.py",
+        "cluster/timing.py",
+        "storage.py",
+        "workspace.py",
+    }
+    computing = {path.relative_to(PACKAGE).as_posix() for pattern in COMPUTING for path in PACKAGE.glob(pattern)}
+    assert set().union(*(imported(PACKAGE / file) for file in computing)) - computing == others
