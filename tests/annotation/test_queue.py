@@ -68,15 +68,23 @@ def test_filling_twice_keeps_what_people_did(queue: Queue) -> None:
 def test_a_new_list_moves_untouched_items_only(queue: Queue) -> None:
     held = queue.claim(1, "a", "anna")
     assert queue.fill(1, entries("d", "c", "a")) == 1
-    assert {i.case_id: (i.rank, i.state) for i in queue.items(1)} == {
-        "d": (1, "waiting"),
-        "a": (1, "leased"),
-        "c": (2, "waiting"),
-    }
+    assert [(i.case_id, i.rank, i.state) for i in queue.items(1)] == [
+        ("a", 1, "leased"),
+        ("d", 1, "waiting"),  # the newest item, and not the last
+        ("c", 2, "waiting"),
+    ]
+    assert [i.case_id for i in queue.items(1, limit=2)] == ["a", "d"]
     assert queue.item((1, "a")) == held  # its rank is not 3: somebody works on it
     with pytest.raises(QueueError, match="case 'b' in round 1 is not in the annotation queue"):
         queue.item((1, "b"))
     assert [e.case_id for e in queue.events() if e.action == "withdraw"] == ["b"]
+
+
+def test_a_new_list_says_anew_what_an_untouched_item_asks_about(queue: Queue) -> None:
+    entry = QueueEntry(case_id="a", organs=("aorta",), components=(3, 1), rank=7, score=0.25)
+    queue.fill(1, [entry])
+    (item,) = queue.items(1)
+    assert (item.organs, item.components, item.rank, item.score) == (("aorta",), (3, 1), 7, 0.25)
 
 
 def test_an_item_somebody_gave_back_is_not_withdrawn(queue: Queue) -> None:
@@ -202,8 +210,8 @@ def test_submitted_skipped_and_flagged_items_do_not_come_again(queue: Queue) -> 
     assert queue.next("ben") is None
     done = queue.item(a.item_id)
     assert (done.state, done.user, done.verdict, done.seconds, done.note) == ("submitted", "anna", "accepted", 90.5, "easy")
-    assert done.lease_expires is None
     assert [(i.state, i.note) for i in queue.items(1)[1:]] == [("skipped", "too much noise"), ("flagged", "two livers")]
+    assert [i.lease_expires for i in queue.items(1)] == [None] * 3
     assert [i.case_id for i in queue.items(1, state="flagged")] == ["c"]
 
 
@@ -223,15 +231,38 @@ def test_a_submitted_item_can_be_reopened_and_its_time_adds_up(queue: Queue) -> 
     assert queue.submit(item.item_id, "ben", seconds=30).seconds == 90
 
 
-def test_a_skipped_item_can_be_opened_on_purpose(queue: Queue) -> None:
+def test_only_what_is_closed_is_reopened(queue: Queue) -> None:
+    with pytest.raises(LeaseError, match="anna cannot reopen it: case a of round 1 is waiting"):
+        queue.reopen(queue.item((1, "a")).item_id, "anna")
+
+
+def test_a_skipped_or_flagged_item_can_be_opened_on_purpose(queue: Queue) -> None:
+    queue.skip(queue.claim(1, "a", "anna").item_id, "anna")
+    queue.flag(queue.claim(1, "b", "anna").item_id, "anna", note="odd")
+    assert [queue.claim(1, case_id, "ben").user for case_id in "ab"] == ["ben", "ben"]
+
+
+def test_organs_that_nobody_got_to_are_not_handed_in(queue: Queue) -> None:
     item = queue.claim(1, "a", "anna")
-    queue.skip(item.item_id, "anna")
-    assert queue.claim(1, "a", "ben").user == "ben"
+    assert queue.submit(item.item_id, "anna", organs=["aorta"]).organs == ("aorta",)
+
+
+def test_closing_and_opening_a_round_leaves_the_others_as_they_are(queue: Queue) -> None:
+    queue.fill(2, entries("a", "b"))
+    held = queue.claim(2, "a", "anna")
+    assert queue.close_round(1, "abandon", note="over") == 3
+    assert states(queue, 2) == {"a": "leased", "b": "waiting"}
+    assert queue.item(held.item_id) == held
+    assert queue.close_round(2, "abandon", note="over") == 2
+    assert queue.item(held.item_id).lease_expires is None
+    assert queue.open_round(1, "replay", note="over") == 3
+    assert (states(queue, 1), states(queue, 2)) == (dict.fromkeys("abc", "waiting"), dict.fromkeys("ab", "skipped"))
 
 
 def test_released_items_wait_again(queue: Queue) -> None:
     item = queue.claim(1, "a", "anna")
-    assert queue.release(item.item_id, "anna").state == "waiting"
+    released = queue.release(item.item_id, "anna")
+    assert (released.state, released.user, released.lease_expires) == ("waiting", "anna", None)
     ben = queue.next("ben")
     assert ben is not None
     assert ben.case_id == "a"
@@ -245,6 +276,7 @@ def test_every_action_leaves_an_event(queue: Queue, clock: Clock) -> None:
     queue.release(item.item_id, "anna")
     queue.claim(1, "a", "ben")
     queue.flag(item.item_id, "ben", note="metal")
+    queue.comment(item.item_id, "rita", "look at the dome")
     queue.reopen(item.item_id, "carl")
     queue.submit(item.item_id, "carl", seconds=12, note="done")
     story = [(e.user, e.action, e.detail) for e in queue.events(item.item_id)]
@@ -254,6 +286,7 @@ def test_every_action_leaves_an_event(queue: Queue, clock: Clock) -> None:
         ("anna", "release", ""),
         ("ben", "lease", ""),
         ("ben", "flag", "metal"),
+        ("rita", "comment", "look at the dome"),
         ("carl", "reopen", ""),
         ("carl", "submit", "fixed, 12 s: done"),
     ]
@@ -308,7 +341,13 @@ def test_the_configuration_section() -> None:
     assert section.annotator == OracleAnnotator(scope="organ")
     reviewed = Annotation.model_validate({"second_reader_share": 0.1, "double_reading_share": 0.05})
     assert (reviewed.second_reader_share, reviewed.double_reading_share) == (0.1, 0.05)
-    alone = {"annotator": {"annotator": "oracle"}, "second_reader_share": 0.1}  # nobody would be there to accept
-    for wrong in ({"lease_minutes": 0}, {"annotator": {"annotator": "robot"}}, {"databse": "x"}, {"second_reader_share": 2}, alone):
+    alone = [{"annotator": {"annotator": "oracle"}, f"{stage}_share": 0.1} for stage in ("second_reader", "double_reading")]
+    for wrong in (
+        {"lease_minutes": 0},
+        {"annotator": {"annotator": "robot"}},
+        {"databse": "x"},
+        {"second_reader_share": 2},
+        *alone,
+    ):
         with pytest.raises(ValidationError):
             Annotation.model_validate(wrong)

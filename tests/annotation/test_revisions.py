@@ -20,6 +20,7 @@ from atlas_ray.annotation.queue import Queue, QueueEntry
 from atlas_ray.annotation.revisions import (
     RevisionConflict,
     Revisions,
+    Step,
     TimeSpent,
     apply_runs,
     check_runs,
@@ -269,6 +270,29 @@ def test_organs_cases_and_rounds_have_their_own_histories(revisions: Revisions) 
     assert [e.revision.organ for e in revisions.edits(1, "case0", "aorta")] == ["aorta"]
 
 
+def test_edits_from_a_revision_on_and_the_newest_ones(revisions: Revisions) -> None:
+    for parent_id in range(3):
+        revisions.save(*KEY, user="anna", parent_id=parent_id, runs=[[parent_id, 1, 1]])
+    assert [e.revision.revision_id for e in revisions.edits(*KEY, after=1)] == [2, 3]
+    assert [e.revision.revision_id for e in revisions.edits(*KEY, last=2)] == [2, 3]
+    assert revisions.edits(*KEY, after=3) == []
+
+
+def test_steps_are_appended_one_upon_the_other(revisions: Revisions) -> None:
+    steps = [
+        Step(name="brush", runs=check_runs([[0, 2, 1]]), component=4, seconds=3),
+        Step(name="fill", runs=check_runs([[9, 3, 0]])),
+    ]
+    save(revisions, mask_of(), mask_of(1))
+    saved = revisions.append(*KEY, steps, user="anna", parent_id=1)
+    assert saved == revisions.history(*KEY)[1:]
+    assert [(r.revision_id, r.parent_id, r.name, r.component, r.seconds) for r in saved] == [
+        (2, 1, "brush", 4, 3.0),
+        (3, 2, "fill", None, 0.0),
+    ]
+    assert revisions.seconds_by_component(1, "case0") == {("liver", 4): 3.0, ("liver", None): 0.0}
+
+
 # --- compare and set ---
 
 
@@ -342,6 +366,6 @@ def test_time_adds_up_per_organ(revisions: Revisions) -> None:
     save(revisions, mask_of(), mask_of(1), seconds=10)
     save(revisions, mask_of(1), mask_of(2), seconds=5)
     spent = [TimeSpent(seconds=2.5, organ="liver", component=1), TimeSpent(seconds=4, organ="aorta"), TimeSpent(seconds=1)]
-    revisions.log_times(1, "case0", spent, user="anna")
-    assert revisions.seconds(1, "case0") == {"liver": 17.5, "aorta": 4.0, None: 1.0}
+    revisions.log_times(1, "case0", [*spent, TimeSpent(seconds=3, organ="liver")], user="anna")
+    assert revisions.seconds(1, "case0") == {"liver": 20.5, "aorta": 4.0, None: 1.0}
     assert revisions.seconds(1, "case1") == {}
