@@ -34,6 +34,7 @@ def test_drawn_of_what_is_not_listed_anew_each_round():
     assert not set(drawn) & set(listed)
     assert audit.draw(ranking(30)[::-1], listed, 0) == drawn
     assert audit.draw(ranking(30), listed, 1) != drawn
+    assert Audit(cases=5, seed=1).draw(ranking(30), listed, 0) != drawn
     assert len(Audit(cases=50).draw(ranking(30), listed, 0)) == 28
 
 
@@ -45,6 +46,7 @@ def test_mixed_in_at_random_places_and_the_list_keeps_its_order():
         assert sorted(mixed) == sorted([*listed, *extra])
         assert [case for case in mixed if case in listed] == listed
         places |= {mixed.index(case) for case in extra}
+    assert len(places) > 10  # other ones each round
     assert min(places) <= 2
     assert max(places) >= 20
 
@@ -54,7 +56,8 @@ def test_the_budget_names_them_and_the_bound_counts_them():
     budget = effort.budget(ranking(40), 2)
     assert budget.cases == 2  # 5 %: the audit comes on top
     assert len(budget.audit) == 10
-    result = effort.audit.result([0.0, 0.0005, 0.2])
+    assert budget.audit == effort.audit.draw(ranking(40), ["c01", "c02"], 2)
+    result = effort.audit.result([0.0, 0.001, 0.2])  # of 0.1 % nobody speaks
     assert (result.audited, result.with_error) == (3, 1)
     assert result.bound == pytest.approx(0.8646, abs=1e-4)  # 1 - (1 - p)^3 - 3 p (1 - p)^2 = 95 %
 

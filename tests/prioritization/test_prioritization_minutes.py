@@ -1,8 +1,22 @@
 """The minutes that logged times teach."""
 
+import numpy as np
 import pytest
 
 from atlas_ray.prioritization.minutes import MinutesModel, TimedOrgan
+
+
+def test_minutes_of_an_organ_by_hand():
+    """2 + 3 * 0.5 + 4 ml * 0.25."""
+    model = MinutesModel(per_organ=2, per_component=0.5, per_ml=0.25)
+    assert model.organ_minutes(np.array([[3, 0]]), np.array([[4000.0, 0.0]])).tolist() == [[4.5, 2.0]]
+
+
+def test_one_time_against_a_belief_of_four_organs_by_hand():
+    """Least of (a + 2 b - 7)^2 + 4 (a - 1)^2 + 4 (2 b)^2, the component's rate in the unit of two components: a = 2, b = 1/2."""
+    believed = MinutesModel(per_organ=1, per_component=0, per_ml=0, weight=4)
+    learned = believed.learned([TimedOrgan(components=2, attention_ml=0, minutes=7)])
+    assert (learned.per_organ, learned.per_component, learned.per_ml) == pytest.approx((2, 0.5, 0))
 
 
 def test_with_nothing_logged_it_stays_what_it_was():

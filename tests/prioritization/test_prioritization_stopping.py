@@ -17,6 +17,7 @@ def test_top_case_that_needed_nothing_ends_the_campaign():
     assert TopCaseNeedsNone().met(outcome(top_voxels_revised=10)).met
     assert not TopCaseNeedsNone().met(outcome(top_voxels_revised=11)).met
     assert TopCaseNeedsNone(max_revised_share=0.01).met(outcome(top_voxels_revised=11)).met
+    assert not TopCaseNeedsNone(max_revised_share=0.5).met(outcome(top_voxels_revised=6000)).met
 
 
 def test_top_case_nobody_looked_at_ends_nothing():
@@ -35,6 +36,7 @@ def test_no_case_with_attention_ends_the_campaign():
     decision = TopCaseNeedsNone().met(outcome(top_case=None))
     assert decision.met
     assert decision.reason == "no case had an organ to revise"
+    assert not TopCaseNeedsNone(max_audit_bound=0.05).met(outcome(top_case=None)).met  # and the others were never audited
 
 
 def test_max_rounds():

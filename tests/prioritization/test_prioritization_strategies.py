@@ -73,6 +73,15 @@ def test_order_and_scores(strategy, expected, scores, cases):
         assert [c.score for c in ranked] == pytest.approx(scores)
 
 
+def test_a_mean_is_over_organs_that_are_predicted_or_draw_attention():
+    predicted, drawing, absent = (
+        organ("a", ml=1, voxels=0, entropy=0.2),
+        organ("b", ml=0, voxels=3, entropy=0.4),
+        organ("c", ml=0, voxels=0, entropy=0.9),
+    )
+    assert MeanEntropy().rank(Scores.of([case("x", predicted, drawing, absent)]))[0].score == pytest.approx(0.3)
+
+
 def test_organs_by_descending_heat_without_cold_ones(cases):
     assert organs_by_heat(Scores.of(cases)) == [("b", "a"), ("a",), ("a", "b"), ()]  # 3 and 3: by name
     assert AttentionSize().rank(Scores.of(cases))[0].organs == ("b", "a")
@@ -146,23 +155,79 @@ def test_benefit_counts_the_excess_over_the_organs_size_and_time():
 def test_a_second_organ_is_asked_about_where_it_raises_the_ratio():
     cases = [*(sized(f"usual_{n}", ("a", 0, 90), ("b", 0, 90)) for n in range(5)), sized("both", ("a", 10, 90), ("b", 10, 90))]
     slow_to_open = BenefitPerMinute(minutes=MinutesModel(per_case=5, per_organ=1, per_component=0, per_ml=0))
-    assert slow_to_open.rank(Scores.of(cases))[0].organs == ("a", "b")  # 0.1 / 6 < 0.2 / 7
+    both, *others = slow_to_open.rank(Scores.of(cases))
+    assert both.organs == ("a", "b")  # 0.1 / 6 < 0.2 / 7
+    assert all(c.organs == () for c in others)  # nothing to gain
     much_less = [*cases[:5], sized("both", ("a", 10, 90), ("b", 0.5, 90))]
     quick_to_open = BenefitPerMinute(minutes=MinutesModel(per_case=0.1, per_organ=1, per_component=0, per_ml=0))
     assert quick_to_open.rank(Scores.of(much_less))[0].organs == ("a",)  # 0.1 / 1.1 > 0.1055 / 2.1
 
 
+def test_what_is_usual_is_each_organs_own():
+    """Organ a: 1, 2, 3, 4 and 30 ml in 100: median 3, deviations 2 1 0 1 27 with median 1. b never varies. Of c nothing is
+    predicted: the one ml of attention is one in five."""
+    cases = [sized(f"c{n}", ("a", ml, 100), ("b", 2, 100), ("c", n == 4, 0)) for n, ml in enumerate((1, 2, 3, 4, 30))]
+    excess = 0.30 - (0.03 + 2 * 1.4826 * 0.01)
+    benefit_NK = BenefitPerMinute().benefit(Scores.of(cases))
+    assert benefit_NK[4] == pytest.approx([excess / (1 + excess), 0, 0.2 / 1.2], abs=1e-6)
+    assert benefit_NK[3] == pytest.approx([0, 0, 0], abs=1e-6)  # 4 ml are usual
+    wide = BenefitPerMinute(spread=30).benefit(Scores.of(cases))
+    assert wide[4] == pytest.approx([0, 0, 0.2 / 1.2], abs=1e-6)
+
+
+def test_a_quick_organ_comes_before_a_slow_one_that_brings_more():
+    """A minute an organ and one a ml. a: 50 ml in 100 are a benefit of 1/3 in 51 minutes; b: 10 ml in 50 are 1/6 in 11."""
+    cases = [*(sized(f"usual_{n}", ("a", 0, 90), ("b", 0, 90)) for n in range(5)), sized("both", ("a", 50, 100), ("b", 10, 50))]
+    for per_case, organs, score in ((0, ("b",), 1 / 6 / 11), (100, ("b", "a"), 1 / 2 / 162)):
+        strategy = BenefitPerMinute(minutes=MinutesModel(per_case=per_case, per_organ=1, per_component=0, per_ml=1))
+        first = strategy.rank(Scores.of(cases))[0]
+        assert (first.case_id, first.organs, first.score) == ("both", organs, pytest.approx(score, rel=1e-4))
+
+
 def test_diverse_gives_kinds_places_by_worth_and_twins_last():
-    """Quotients: spills 40 and 20/2, islands 30 and 10/2, the other 15. With the twin: 40, 39/2 and 20/3."""
+    """Quotients: spills 40 and 20/2, islands 30 and 14/2, the other 15. With the twin: 40, 39/2 and 20/3."""
     spills = [sized(f"spill_{n}", ("a", ml, 50)) for n, ml in enumerate((40, 39, 20))]  # the first two are much alike
-    islands = [sized(f"island_{n}", ("a", ml, 50), error="island") for n, ml in enumerate((30, 10))]
+    islands = [sized(f"island_{n}", ("a", ml, 50), error="island") for n, ml in enumerate((30, 14))]
     other, idle = sized("other", ("b", 15, 50)), sized("idle", ("a", 0, 50)).model_copy(update={"organs": ()})
     scores = Scores.of([*spills, *islands, other, idle])
     assert order(Diverse(base=AttentionVolume()).rank(scores)) == [
         "spill_0", "island_0", "other", "spill_2", "island_1", "spill_1", "idle"
     ]  # fmt: skip
     plain = Diverse(base=AttentionVolume(), alike=0).rank(scores)
-    assert order(plain) == ["spill_0", "island_0", "spill_1", "other", "spill_2", "island_1", "idle"]
+    assert order(plain) == ["spill_0", "island_0", "spill_1", "other", "island_1", "spill_2", "idle"]
+
+
+def test_a_kind_is_of_the_organ_that_is_asked_about_first_and_equals_keep_the_bases_order():
+    """Quotients: p 30, q 28/2, r 20, s 14."""
+
+    def asked(case_id: str, ml: float, *names: str) -> CaseScores:
+        return case(case_id, *(organ(n, mm3=1000 * ml / len(names), heat=len(names) - i) for i, n in enumerate(names)))
+
+    cases = [asked("s", 14, "c"), asked("r", 20, "b", "a"), asked("q", 28, "a"), asked("p", 30, "a", "b")]
+    assert order(Diverse(base=AttentionVolume(), alike=0).rank(Scores.of(cases))) == ["p", "r", "q", "s"]
+
+
+def test_errors_are_alike_in_both_sizes_or_not_at_all():
+    """46 and 40 ml differ by 15 %, 57 and 50 by 14 %; a repeat would come after the last one."""
+    cases = [sized(f"{ml}_in_{predicted}", ("a", ml, predicted)) for ml, predicted in ((46, 50), (40.5, 57), (40, 50))]
+    ranked = Diverse(base=AttentionVolume()).rank(Scores.of([*cases, sized("other", ("b", 1, 50))]))
+    assert order(ranked) == ["46_in_50", "40.5_in_57", "40_in_50", "other"]
+
+
+def test_scores_below_zero_leave_the_bases_order():
+    cases = [case(f"c{n}", organ("a", entropy=0.5 - n / 100)) for n in range(4)]
+    base = ClassStratified(beta=(1e9, 1e9))
+    assert (
+        order(Diverse(base=base, alike=0).rank(Scores.of(cases))) == order(base.rank(Scores.of(cases))) == ["c0", "c1", "c2", "c3"]
+    )
+
+
+def test_an_organ_gets_no_place_for_a_case_that_leaves_no_doubt_of_it():
+    """All places are stratified; of b there is doubt in c1 alone."""
+    doubts = [(0.1, 0), (0.2, 0.9), (0.3, 0), (0.4, 0), (0.5, 0)]
+    cases = [case(f"c{n}", organ("a", entropy=a), organ("b", entropy=b)) for n, (a, b) in enumerate(doubts)]
+    ranked = ClassStratified(beta=(1e9, 1e9), stratified_share=1).rank(Scores.of(cases))
+    assert order(ranked) == ["c4", "c1", "c3", "c2", "c0"]
 
 
 def test_stratified_places_go_to_one_organ_after_the_other():
@@ -188,6 +253,20 @@ def test_noise_falls_from_round_to_round():
     assert order(ClassStratified(seed=3).rank(Scores.of(last))) == by_entropy
     assert order(ClassStratified(seed=3).rank(Scores.of(first))) != by_entropy
     assert order(ClassStratified(seed=3).rank(Scores.of(first))) != order(ClassStratified(seed=4).rank(Scores.of(first)))
+
+
+@pytest.mark.parametrize(("round_index", "beta"), [(0, 1), (2, 10), (4, 100), (9, 100)])
+def test_beta_rises_evenly_on_a_log_scale_and_then_stays(round_index: int, beta: float):
+    cases = Scores.of([case(f"c{n}", organ("a", entropy=0.3), round_index=round_index) for n in range(4)])
+    scores = {c.case_id: c.score for c in ClassStratified(rounds=5).rank(cases)}
+    assert scores == pytest.approx({c.case_id: c.score for c in ClassStratified(beta=(beta, beta)).rank(cases)})
+
+
+def test_noise_is_gumbels():
+    """Its mean is 0.577 and its standard deviation 1.28; three standard errors of 400 draws are 0.19."""
+    cases = Scores.of([case(f"c{n}", organ("a", entropy=1.0), round_index=0) for n in range(400)])
+    scores = [c.score for c in ClassStratified(stratified_share=0).rank(cases)]
+    assert sum(scores) / 400 == pytest.approx(0.577, abs=0.19)
 
 
 def test_seed_and_minutes_reach_the_base():
