@@ -51,7 +51,7 @@ def test_a_parameter_that_matters_changes_the_key(changes: dict[str, Any]) -> No
         {"strategy": {"strategy": "random"}},
         {"training": {"steps": 7}},
         {"cluster": {"actors": 4}},
-        {"inference": {"batch": 4, "memory_gb": 1}},
+        {"inference": {"batch": 4, "memory_gb": 1, "compile": True}},
     ],
 )
 def test_a_parameter_that_does_not_matter_leaves_it(changes: dict[str, Any]) -> None:
@@ -64,7 +64,12 @@ def test_image_and_weights_matter_and_names_do_not() -> None:
     assert same.key(case("b")) == KEY, "the same image, wherever it lies"
     assert Identity.of(campaign(), {**SHAS, "unet": "cc"}).key(case("a")) != KEY
     assert same.key(case("a", labeled_organs=("liver",))) == KEY
+    assert same.key(case("a", split="holdout", labeled_organs=("liver",))) == KEY
     assert same.key(case("a", split="train", labeled_organs=("liver",))) != KEY
+    one, other = (same.key(case("a", split="train", labeled_organs=o)) for o in (("liver", "aorta"), ("aorta", "liver")))
+    assert one == other
+    assert same.key(case("a", series_uid="1.2.3")) != KEY
+    assert Identity.of(campaign(), SHAS, detector="dd").key(case("a")) != KEY
 
 
 def test_other_code_counts_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +87,18 @@ def test_words_about_code_are_not_code() -> None:
     assert bare(source) == bare(source.replace("A module", "Something else").replace("# a comment", "# another"))
     assert bare(source) != bare(source.replace("return x", "return -x"))
     assert len(code_digest()) == 8
+
+
+def test_code_that_only_training_runs_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "PACKAGE", tmp_path)
+    (tmp_path / "segmentation").mkdir()
+    digests = []
+    for name, source in (("windows.py", "x = 1"), ("losses.py", "x = 1"), ("windows.py", "x = 2"), ("heads.py", "x = 2")):
+        (tmp_path / "segmentation" / name).write_text(source)
+        digests.append(code_digest.__wrapped__())
+    first, with_losses, changed, one_more = digests
+    assert first == with_losses
+    assert len({first, changed, one_more}) == 3
 
 
 def imported(path: Path) -> set[str]:
