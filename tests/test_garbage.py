@@ -57,13 +57,13 @@ def free(campaign: Campaign) -> set[str]:
 
 def without_provenance(monkeypatch: pytest.MonkeyPatch) -> None:
     """These annotations are no real ones, so that nothing may ask what to train on."""
-    monkeypatch.setattr("atlas_ray.garbage.cache_keys", lambda campaign, r: {"used"})
+    monkeypatch.setattr("atlas_ray.garbage.cache_keys", lambda campaign, r: {f"of_{r}"})
 
 
 def test_heavy_files_of_merged_rounds_go(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     without_provenance(monkeypatch)
     workspace = campaign.open_workspace()
-    for key in ("used", "unused"):
+    for key in ("of_0", "of_1", "of_2"):  # round 1 is the last that was started: what its training reads, and the next one's
         workspace.cache(key, "a").mkdir(parents=True)
         (workspace.cache(key, "a") / "image").touch()
     partial = workspace.root / ".campaign.yaml.1.partial"
@@ -71,7 +71,7 @@ def test_heavy_files_of_merged_rounds_go(campaign: Campaign, monkeypatch: pytest
     os.utime(partial, (time.time() - 3600,) * 2)
     gone = {f"rounds/000/predictions/{case_id}/{name}" for case_id in ("a", "b") for name in HEAVY}
     gone -= {"rounds/000/predictions/a/attention/liver.nii.gz"}  # annotated: later trainings look there closer
-    assert free(campaign) == gone | {"train/paper-r000-unet-x-y/state", "cache/unused/a/image", ".campaign.yaml.1.partial"}
+    assert free(campaign) == gone | {"train/paper-r000-unet-x-y/state", "cache/of_0/a/image", ".campaign.yaml.1.partial"}
     assert free(campaign) == set(), "a second time there is nothing left"
 
 
@@ -99,3 +99,23 @@ def test_the_newest_round_that_was_queued_is_kept_whole(campaign: Campaign) -> N
     workspace = campaign.open_workspace()
     workspace.priority_csv(1).unlink()
     assert old_rounds(campaign) == []
+    workspace.priority_csv(1).touch()
+    workspace.write_round_state(1, workspace.round_state(1).model_copy(update={"abandoned": "2026-01-01T00:00:00+00:00"}))
+    assert old_rounds(campaign) == [], "round 0 is the newest that goes on"
+
+
+def test_a_round_is_kept_until_every_case_is_decided_and_what_was_handed_in_is_merged(campaign: Campaign) -> None:
+    workspace = campaign.open_workspace()
+    fill_queue(campaign, 0, ["a", "b"])
+    with open_database(campaign.database_url) as database:
+        queue = Queue(database)
+        queue.flag(queue.claim(0, "b", "ada").item_id, "ada", note="two livers")
+        assert old_rounds(campaign) == [], "somebody has to look at b"
+        queue.skip(queue.claim(0, "b", "ada").item_id, "ada")
+        assert old_rounds(campaign) == [0]
+        workspace.write_round_state(0, workspace.round_state(0).model_copy(update={"finished": {}}))
+        assert old_rounds(campaign) == [], "a is not merged"
+        queue.skip(queue.reopen(queue.item((0, "a")).item_id, "ada").item_id, "ada")
+        assert old_rounds(campaign) == [0], "there is nothing to merge"
+    workspace.annotation_db.unlink()
+    assert old_rounds(campaign) == [0], "nobody was asked"

@@ -10,7 +10,7 @@ from paper_workspace import fill_queue, make_campaign, make_case, write_annotati
 from atlas_ray.cluster.identity import Identity
 from atlas_ray.config import Campaign
 from atlas_ray.verify import folders_to_check, verify
-from atlas_ray.workspace import Workspace, file_sha256
+from atlas_ray.workspace import SUMS, Workspace, file_sha256
 
 
 @pytest.fixture
@@ -104,9 +104,39 @@ def test_other_weights_and_parameters_make_predictions_stale(campaign: Campaign,
     assert found(campaign) == [("missing", "checkpoints/000/unet.pt", "python -m jobs.train c.yaml --round 0")]
 
 
-def test_a_case_that_should_be_predicted(campaign: Campaign, workspace: Workspace) -> None:
+def test_predictions_of_other_code_say_so(campaign: Campaign, workspace: Workspace) -> None:
+    inputs, _, _ = workspace.case_scores(0, "a").key.partition("-")
+    write_prediction(workspace, 0, "a", key=f"{inputs}-00000000")
+    write_prediction(workspace, 0, "b", key="0000000000000000-00000000")
+    assert [(f.problem, f.detail) for f in verify(campaign, "c.yaml")] == [
+        ("stale", "made by another version of the code"),
+        ("stale", "made from another image, other weights or parameters"),
+    ]
+
+
+def test_a_round_that_is_over_is_not_stale(campaign: Campaign, workspace: Workspace) -> None:
+    workspace.start_step(1, "predict", "2026-01-02T03:04:05+00:00")
+    newer = workspace.checkpoint(1, "unet")
+    newer.parent.mkdir()
+    newer.write_bytes(b"newer weights")
+    identity = Identity.of(campaign, {"unet": file_sha256(newer)})
+    for case in workspace.cases():
+        write_prediction(workspace, 1, case.case_id, key=identity.key(case))
+    workspace.checkpoint(0, "unet").write_bytes(b"other weights")
+    assert found(campaign) == []
+
+
+def test_a_prediction_without_checksums(campaign: Campaign, workspace: Workspace) -> None:
+    (workspace.prediction(0, "a") / SUMS).unlink()
+    mend = "remove the folder, then python -m jobs.predict c.yaml --round 0"
+    assert found(campaign) == [("missing", f"rounds/000/predictions/a/{SUMS}", mend)]
+
+
+def test_a_case_that_should_be_predicted(campaign: Campaign, workspace: Workspace, tmp_path: Path) -> None:
     workspace.scores(0, "b").unlink()
-    assert found(campaign) == [("missing", "rounds/000/predictions/b", "python -m jobs.predict c.yaml --round 0")]
+    write_manifest(campaign, [*workspace.cases(), make_case(tmp_path, "c", "holdout")])
+    mend = "python -m jobs.predict c.yaml --round 0"
+    assert found(campaign) == [("missing", f"rounds/000/predictions/{case_id}", mend) for case_id in "bc"]
 
 
 def test_a_broken_database_and_leftovers(campaign: Campaign, workspace: Workspace) -> None:
