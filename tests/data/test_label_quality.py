@@ -36,6 +36,15 @@ def test_a_high_temperature_is_the_mean_and_a_low_one_the_worst_voxel() -> None:
     assert cold == pytest.approx((0.1, 0.5))
 
 
+def test_voxels_that_are_alike_count_each() -> None:
+    """p = 1, 1, 0.1."""
+    found = agreement(
+        line(1, 1, 1) > 0, line(10, 10, 1), most=10, spacing=SPACING, settings=LabelQuality(temperature=0.5, neighborhood_mm=0)
+    )
+    weight = math.exp((1 - 0.1) / 0.5)
+    assert found == pytest.approx(((2 + 0.1 * weight) / (2 + weight), 0.7))
+
+
 def test_what_lies_near_counts_and_what_lies_far_does_not() -> None:
     """p(organ) = 0.4 beside the label is a doubt about it; five voxels away it is another matter. Edges of 8 mm."""
     label, sums = line(1, 0, 0, 0, 0, 0) > 0, line(10, 4, 0, 0, 0, 4)
@@ -45,15 +54,24 @@ def test_what_lies_near_counts_and_what_lies_far_does_not() -> None:
     assert near[1] == pytest.approx((1 + 0.6) / 2)
 
 
+def test_near_is_in_mm_of_each_axis_and_on_both_sides() -> None:
+    """5 mm reach one voxel along x; p(not the organ) is 0.7 before the labeled voxel, 0.6 behind it and farther off."""
+    label, sums = line(0, 0, 1, 0, 0) > 0, line(4, 3, 10, 4, 4)
+    near = agreement(label, sums, most=10, spacing=(5.0, 1.0, 0.5), settings=LabelQuality(neighborhood_mm=5))
+    assert near is not None
+    assert near[1] == pytest.approx((0.7 + 1 + 0.6) / 3)
+
+
 def test_no_organ_at_all_has_no_score_and_a_missing_one_a_low_one() -> None:
     nothing, organ = line(0, 0, 0), line(0, 10, 0)
     assert agreement(nothing > 0, nothing, most=10, spacing=SPACING, settings=ALONE) is None
+    assert agreement(nothing > 0, line(0, 5, 0), most=10, spacing=SPACING, settings=ALONE) is None  # a half is not predicted
     assert agreement(nothing > 0, organ, most=10, spacing=SPACING, settings=ALONE) == (0.0, 0.0)
 
 
 def test_volumes_say_what_is_missing_and_what_is_too_much() -> None:
     settings = {"most": 10, "spacing": (10.0, 10.0, 10.0), "source": "original", "in_sample": False, "settings": ALONE}
-    found = score_organ("p", "liver", line(1, 1, 0, 0) > 0, line(0, 10, 10, 10), **settings)
+    found = score_organ("p", "liver", line(1, 1, 0, 0) > 0, line(4, 10, 10, 10), **settings)
     assert found is not None
     assert (found.label_ml, found.predicted_ml, found.missing_ml, found.surplus_ml) == (2, 3, 2, 1)
     assert found.dice == pytest.approx(2 * 1 / 5)
