@@ -52,7 +52,18 @@ def test_the_largest_piece_and_crumbs_are_no_extra_pieces() -> None:
     (region,) = extra_pieces(organ, 2, 0.02)
     assert np.flatnonzero(region.any(axis=(1, 2))).tolist() == [6, 7]
     assert len(list(extra_pieces(organ, 1, 0.02))) == 2
+    assert len(list(extra_pieces(organ, 1, 0.5))) == 1  # half of the largest
     assert list(extra_pieces(organ, 1, 0.6)) == []
+
+
+def test_gaps_are_mm_along_the_body_and_pieces_mm3() -> None:
+    """Voxels of 1 x 1 x 5 mm: gaps of four slices and of five, and a piece of two voxels beside one of three."""
+    rules = AnatomyRules(max_gap_mm=20, min_piece_mm3=10, min_piece_share=0)
+    for gap, found in ((4, {"missing_slice", "pieces", "cohort"}), (5, {"pieces", "cohort"})):
+        organ = mask((1, 1, 12), (slice(0, 1), slice(0, 1), slice(0, 3)), (slice(0, 1), slice(0, 1), slice(3 + gap, 5 + gap)))
+        assert {rule for rule, _ in rules.regions(organ, None, (1.0, 1.0, 5.0))} == found
+    single = mask((1, 1, 12), (slice(0, 1), slice(0, 1), slice(0, 3)), (slice(0, 1), slice(0, 1), slice(9, 10)))
+    assert {rule for rule, _ in rules.regions(single, None, (1.0, 1.0, 5.0))} == {"cohort"}
 
 
 def test_sides_piece_beyond_the_middle_and_contact() -> None:
@@ -76,6 +87,20 @@ def test_sides_piece_beyond_the_middle_and_contact() -> None:
     assert list(wrong_sides(left[:6], right[:6])) == []
 
 
+@pytest.mark.parametrize(("x", "pieces"), [(5, 0), (6, 1)])
+def test_the_middle_lies_between_the_larger_piece_and_the_other_organ(x: int, pieces: int) -> None:
+    """The left one's center is at 1, the right one's at 10: the middle at 5.5."""
+    left = mask((12, 1, 1), (slice(0, 3), slice(0, 1), slice(0, 1)), (slice(x, x + 1), slice(0, 1), slice(0, 1)))
+    right = mask((12, 1, 1), (slice(9, 12), slice(0, 1), slice(0, 1)))
+    assert len(list(wrong_sides(left, right))) == pieces
+
+
+def test_organs_of_a_pair_touch_at_a_corner_too() -> None:
+    left, right = (mask((3, 3, 3), (slice(n, n + 1),) * 3) for n in (0, 1))
+    (contact,) = wrong_sides(left, right)
+    assert np.argwhere(contact).tolist() == [[0, 0, 0]]
+
+
 def test_surface_is_both_sides_of_the_border() -> None:
     assert surface(mask((7, 1, 1), (slice(2, 5), slice(0, 1), slice(0, 1))))[:, 0, 0].tolist() == [0, 1, 1, 1, 1, 1, 0]
 
@@ -97,6 +122,12 @@ def test_outliers_are_measured_against_median_and_spread() -> None:
     assert not rules.is_outlier(2.9, 2.9)
 
 
+def test_a_cohort_of_look_alikes_makes_nobody_an_outlier() -> None:
+    cohort = OrganCohort.of([shape_of(7)] * 5)
+    assert cohort is not None
+    assert cohort.spreads == (0.1, 3, 3, 3)
+
+
 def test_few_cases_are_no_cohort() -> None:
     assert OrganCohort.of([shape_of(7)] * 4 + [OrganShape.absent()]) is None
 
@@ -112,6 +143,8 @@ def test_volume_and_place_of_organs() -> None:
     assert shapes["a"].center_mm == (-17.5, 0, 0)
     assert shapes["b"].center_mm == (17.5, 0, 0)
     assert shapes["c"] == OrganShape.absent()
+    low, high = (mask((1, 1, 3), (slice(0, 1), slice(0, 1), slice(z, z + 1))) for z in (0, 2))
+    assert organ_shapes({"a": low, "b": high}, (1.0, 2.0, 5.0))["b"].center_mm == (0, 0, 5)  # half of 10 mm
 
 
 def test_regions_are_flat_positions_in_the_whole_volume() -> None:
@@ -119,4 +152,6 @@ def test_regions_are_flat_positions_in_the_whole_volume() -> None:
     found = dict(AnatomyRules(min_piece_mm3=10_000).regions(organ, None, CUBE_MM))
     assert set(found) == {"missing_slice", "cohort"}
     assert [np.unravel_index(p, organ.shape) for p in found["missing_slice"]] == [(4, 5, 4), (4, 5, 5)]
+    ((rule, places),) = AnatomyRules().regions(mask((5, 5, 5), (slice(2, 3),) * 3), None, CUBE_MM)
+    assert (rule, len(places)) == ("cohort", 7)  # a voxel, and one on each of its six sides
     assert list(AnatomyRules().regions(np.zeros((3, 3, 3), bool), None, CUBE_MM)) == []
