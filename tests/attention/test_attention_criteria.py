@@ -145,6 +145,7 @@ def test_modes_are_chosen_by_name():
 def test_halo_is_erosion_plus_dilation():
     assert FaithfulAttention().halo(THICK) == (4, 4, 4)
     assert PhysicalAttention().halo(THICK) == (2, 2, 0)
+    assert PhysicalAttention().halo((1.5, 2.0, 2.1)) == (2, 2, 0)  # half a voxel of 2 mm does not exceed the radius
     assert PhysicalAttention(opening_radius_mm=0).halo(FINE) == (0, 0, 0)
 
 

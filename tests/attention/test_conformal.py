@@ -1,6 +1,7 @@
 """Thresholds with a promise: by hand on small numbers, and kept over 200 resamplings."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,13 @@ def test_held_out_cases_have_no_part_in_their_threshold() -> None:
     folds = np.array([0] * 9 + [1])
     assert held_out_loss(cases, folds, 0.1) == [1.0]  # nine are left without fold 1, one without fold 0
     assert controlled_threshold(cases, 0.1) == 0.2
+
+
+def test_a_region_has_the_score_of_its_most_suspicious_candidate() -> None:
+    """Candidate 1 touches both regions that are touched at all."""
+    one = replace(revised(1), volumes_R=np.ones(3), touching=np.array([[0, 0], [1, 0], [1, 1]]))
+    assert region_scores(one, np.array([0.2, 0.7])).tolist() == [0.7, 0.7, NEVER]
+    assert region_scores(one, np.array([0.7, 0.2])).tolist() == [0.7, 0.2, NEVER]
 
 
 def covered(cases: Sequence[CaseErrors], calibration: int, alpha: float) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """Candidates and what is known of them, detectors by hand and learned, and what they show."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from error_cases import SHAPE, candidates_of_played, play, revised
 from pydantic import ValidationError
 
 from atlas_ray.attention import candidates as on_disk
+from atlas_ray.attention import learning
 from atlas_ray.attention.anatomy_rules import RULES, AnatomyRules, OrganCohort, OrganShape
 from atlas_ray.attention.candidates import FEATURES, NETWORKS, Candidates, Surroundings, describe
+from atlas_ray.attention.conformal import NEVER, CaseErrors
 from atlas_ray.attention.criteria import CalibratedAttention, Overlap, PhysicalAttention, PredictiveEntropy
 from atlas_ray.attention.detector import (
     AttentionDetector,
@@ -23,7 +26,7 @@ from atlas_ray.attention.detector import (
     cohorts,
     judged,
 )
-from atlas_ray.attention.learning import compare, learn
+from atlas_ray.attention.learning import _with_threshold, compare, learn
 
 LN_2 = float(np.log(2))
 
@@ -114,7 +117,7 @@ def detector(*organs: OrganDetector, cohort: dict[str, OrganCohort] | None = Non
 
 
 USUAL = OrganCohort(medians=(5.0, 0, 0, 0), spreads=(0.1, 3, 3, 3))
-SMALLER = OrganCohort(medians=(4.0, 0, 0, 0), spreads=(0.1, 3, 3, 3))
+SMALLER = OrganCohort(medians=(3.0, 0, 0, 0), spreads=(0.1, 3, 3, 3))
 
 
 def test_shown_is_what_reaches_the_threshold_with_heat_by_its_probability() -> None:
@@ -132,15 +135,35 @@ def test_shown_is_what_reaches_the_threshold_with_heat_by_its_probability() -> N
     assert strict.attention("liver", two_candidates()).voxels == 0
 
 
-def test_z_of_the_cohort_are_the_last_two_features() -> None:
+def test_z_of_the_cohort_are_the_last_two_features_and_at_most_ten() -> None:
     values, counts = judged(two_candidates(), SMALLER, AnatomyRules())
     assert values[:, -2:].tolist() == [[10, 0], [10, 0]]
     assert counts.tolist() == [True, True]
 
 
+def test_what_is_usual_is_of_the_cases_that_have_the_organ() -> None:
+    """Volumes 5, 6, 7, 8, 9; of another organ there are too few."""
+    own = [replace(two_candidates(), organ_shape=OrganShape(log_ml=v, center_mm=(0, 0, 0))) for v in (5, 6, 7, 8, 9)]
+    found = cohorts([{"liver": one} | ({"spleen": one} if n else {}) for n, one in enumerate(own)])
+    assert {name: one.medians for name, one in found.items()} == {"liver": (7, 0, 0, 0)}
+
+
+@pytest.mark.parametrize(("min_error_mm3", "volumes", "touching"), [(2, [2, 4], [[0, 0], [1, 1]]), (3, [4], [[1, 0]]), (5, [], [])])
+def test_candidates_against_what_was_changed(min_error_mm3: float, volumes: list, touching: list) -> None:
+    """Voxel 0, and voxels 2 and 3; of 2 mm3. A candidate that overlaps any change is an error, however small the change."""
+    changed = np.array([True, False, True, True]).reshape(4, 1, 1)
+    found = compare("a", "liver", two_candidates(), changed, (2.0, 1.0, 1.0), min_error_mm3=min_error_mm3)
+    assert found.wrong_C.tolist() == [True, True]
+    assert found.volumes_R.tolist() == volumes
+    assert found.touching.tolist() == touching
+
+
 def test_an_organ_without_a_detector_has_none() -> None:
     nothing = detector(OrganDetector(organ="liver"))
     assert nothing.of("liver") is None
+    own = OrganDetector(organ="liver", scorer=first_feature(1.0, 0.5), threshold=0.5, scope="organ")
+    assert detector(own).of("liver") == own
+    assert detector(own).model_copy(update={"features": FEATURES[:-1]}).of("liver") is None  # an earlier version's
     with pytest.raises(ValueError, match="no detector of 'liver'"):
         nothing.attention("liver", two_candidates())
 
@@ -157,6 +180,13 @@ def test_a_tree_by_hand() -> None:
     assert tree.values(np.array([[1.5, 9], [2, 0], [2, 1]], np.float32)).tolist() == [10, 20, 30]
     boosted = Boosting(start=1.0, rate=0.1, trees=(tree, tree)).probabilities(np.array([[0.0, 0.0]]))
     assert boosted[0] == pytest.approx(1 / (1 + np.exp(-3)))
+
+
+def test_boosting_compares_in_float32() -> None:
+    """The nearest float32 to 0.1 is a little more than 0.1."""
+    stump = Tree(feature=(0, -1, -1), threshold=(0.1, 0, 0), left=(1, -1, -1), right=(2, -1, -1), value=(0, -1, 1))
+    boosted = Boosting(start=0.0, rate=1.0, trees=(stump,))
+    assert boosted.probabilities(np.array([[0.1]]))[0] == pytest.approx(1 / (1 + np.exp(-1)))
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +245,6 @@ def test_too_few_revised_cases_leave_the_physical_thresholds(many: list) -> None
 
 def test_organs_with_few_errors_share_a_threshold(many: list) -> None:
     """Twenty errors of one organ, and the same again of another in two cases only."""
-    from dataclasses import replace
-
     more = [*many, *(replace(one, organ="spleen") for one in many[:3])]
     learned = learn(
         more, ("liver", "spleen"), cohort={}, anatomy=AnatomyRules(), learner=LogisticLearner(), alpha=0.1, round_index=0
@@ -235,6 +263,62 @@ def test_organs_with_few_errors_share_a_threshold(many: list) -> None:
     assert [(own.scope, own.cases) for own in learned.organs] == [("group", 8), ("group", 6)]
 
 
+def test_an_error_that_only_the_organs_surface_touches_has_no_candidate(many: list) -> None:
+    """The surface, every case's last candidate, is shown of outliers alone, and here is none."""
+    touched = [replace(one, touching=np.array([[len(one.candidates) - 1, r] for r in range(len(one.volumes_R))])) for one in many]
+    touched = [one if len(one.volumes_R) else before for one, before in zip(touched, many, strict=True)]
+    learned = learn(touched, ("liver",), cohort={}, anatomy=AnatomyRules(), learner=LogisticLearner(), alpha=0.25, round_index=0)
+    (own,) = learned.organs
+    assert (own.cases, own.scorer, own.without_candidate) == (20, None, 1.0)
+
+
+def test_where_too_much_has_no_candidate_the_promise_is_of_the_rest() -> None:
+    """Half of every case's error volume is touched by nothing; the other half is found at 0.5."""
+    cases = {f"c{n}": CaseErrors(np.array([1.0, 1.0]), np.array([0.5, NEVER])) for n in range(20)}
+    folds = {case_id: n % 5 for n, case_id in enumerate(cases)}
+    row, scorer = OrganDetector(organ="liver"), first_feature(1.0, 0.5)
+    found = _with_threshold(row, cases, folds, 0.1, scorer, "organ")
+    assert (found.threshold, found.is_kept, found.without_candidate, found.missed_share) == (0.5, False, 0.5, 0.0)
+    kept = _with_threshold(row, cases, folds, 0.6, scorer, "organ")
+    assert (kept.threshold, kept.is_kept, kept.without_candidate, kept.missed_share) == (0.5, True, 0.5, 0.5)
+    assert _with_threshold(row, dict(list(cases.items())[:8]), folds, 0.1, scorer, "organ") == row  # nine are needed
+
+
+def test_cases_are_scored_by_detectors_that_have_not_seen_them(many: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a detector gives every candidate the number of the fold that it has not seen."""
+    folds, asked = set(range(learning.FOLDS)), dict[str, float]()
+
+    def fitted(learner: Learner, known: learning._Set) -> Logistic:
+        unseen = folds - set(known.fold_C.tolist())
+        return first_feature(0.0, float(unseen.pop()) if unseen else -1.0)
+
+    def scored(one: learning.Revised, scores_C: np.ndarray) -> np.ndarray:
+        asked[one.case_id] = scores_C.max()
+        return np.zeros(len(one.volumes_R))
+
+    monkeypatch.setattr(learning, "_fitted", fitted)
+    monkeypatch.setattr(learning, "region_scores", scored)
+    learn(many, ("liver",), cohort={}, anatomy=AnatomyRules(), learner=LogisticLearner(), alpha=0.25, round_index=0)
+    assert len(asked) == 20
+    assert sorted(set(asked.values())) == pytest.approx([1 / (1 + np.exp(-n)) for n in sorted(folds)])
+
+
+def test_an_organ_whose_errors_look_unlike_the_others_has_its_own_detector() -> None:
+    """What is an error of one organ is none of the other: together they teach nothing."""
+
+    def one(n: int, organ: str, value: float) -> learning.Revised:
+        values = np.zeros((2, len(FEATURES)))
+        values[:, 0] = value, -value
+        found = replace(two_candidates(), source_C=np.full(2, NETWORKS, np.int8), features_CF=values)
+        return learning.Revised(f"c{n}", organ, found, np.array([True, False]), np.ones(1), np.array([[0, 0]]))
+
+    cases = [one(n, organ, value) for n in range(30) for organ, value in (("liver", 1.0), ("spleen", -1.0))]
+    how = {"cohort": {}, "anatomy": AnatomyRules(), "learner": LogisticLearner(), "alpha": 0.25, "round_index": 0}
+    liver, spleen = (own.scorer for own in learn(cases, ("liver", "spleen"), **how).organs)
+    assert liver.weights[0] > 0.5
+    assert spleen.weights[0] < -0.5
+
+
 def test_changes_on_another_grid_are_refused(many: list) -> None:
     with pytest.raises(ValueError, match="changes of shape"):
         compare("a", "liver", many[0].candidates, np.zeros((*SHAPE[:2], 3), bool), (3.0, 3.0, 3.0), min_error_mm3=0)
@@ -243,4 +327,6 @@ def test_changes_on_another_grid_are_refused(many: list) -> None:
 def test_candidates_and_fallback_need_the_same_criteria() -> None:
     with pytest.raises(ValidationError, match="both need the same criteria"):
         CalibratedAttention(fallback=PhysicalAttention(criteria=(PredictiveEntropy(), Overlap())))
+    finer = PhysicalAttention(min_component_mm3=8)
+    assert CalibratedAttention(candidates=finer).min_component_mm3 == CalibratedAttention(fallback=finer).min_component_mm3 == 8
     assert CalibratedAttention().criterion_names == ("predictive_entropy", "disagreement", "overlap", "anatomy")
