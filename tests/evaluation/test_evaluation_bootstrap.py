@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atlas_ray.evaluation.bootstrap import Interval, bootstrap, bootstrap_mean, bootstrap_ratio, paired_difference
+from atlas_ray.evaluation.bootstrap import Interval, _bca, bootstrap, bootstrap_mean, bootstrap_ratio, paired_difference
 from atlas_ray.evaluation.components import Rules
 from atlas_ray.evaluation.ranking import auroc
 
@@ -29,6 +29,8 @@ def test_an_interval_holds_its_value_and_narrows_with_more_cases():
     # 100 coins: 0.5 +- 1.96 * 0.05
     assert many.low == pytest.approx(0.402, abs=0.03)
     assert many.high == pytest.approx(0.598, abs=0.03)
+    half = bootstrap_mean([0.0, 1.0] * 50, Rules(resamples=500, confidence=0.5))  # 0.5 +- 0.67 * 0.05
+    assert (half.low, half.high) == pytest.approx((0.466, 0.534), abs=0.015)
 
 
 def test_two_cases_by_hand():
@@ -48,6 +50,12 @@ def test_one_case_in_a_hundred_may_well_have_been_five():
     assert found.value == 0.01
     assert found.low == 0
     assert 0.04 <= found.high <= 0.06
+
+
+def test_a_bias_moves_both_ends_twice_by_hand():
+    """60 % of a thousand draws are below the value, z = 0.25; without skew the ends are at Phi(0.51 -+ 1.96)."""
+    low, high = _bca(600, np.arange(1000.0), np.array([599.0, 601.0]), 0.95)
+    assert (low, high) == pytest.approx((73.3, 992.2), abs=1)
 
 
 def test_agrees_with_scipy():
@@ -89,6 +97,7 @@ def test_pairs_are_drawn_together():
     found = paired_difference(before, after, RULES)
     assert found.value == pytest.approx(0.1)
     assert found.excludes_zero  # every case gained, however different the cases are
+    assert paired_difference(after, before, RULES).excludes_zero  # or lost
     assert not paired_difference(before, before, RULES).excludes_zero
     assert paired_difference([None, 0.5], [0.5, None], RULES).value is None
     with pytest.raises(ValueError):
