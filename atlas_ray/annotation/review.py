@@ -99,10 +99,10 @@ def accept(queue: Queue, item_id: int, reviewer: str, *, role: Role, note: str =
     Raises:
         RoleError: the role may not review, or the reviewer annotated the case.
         LeaseError: the item is not submitted.
-        QueueError: the case is read twice and not decided.
+        QueueError: the case is read twice and not decided, or its other reading was taken.
     """
     item = _require_second_person(queue, item_id, reviewer, role)
-    if item.case_id in _read_twice(queue.readings(item.round, item.case_id)):
+    if item.review == "superseded" or item.case_id in _read_twice(queue.readings(item.round, item.case_id)):
         raise QueueError(f"case {item.case_id} is read twice; take one of its readings instead of accepting one")
     values = {"review": "accepted", "reviewer": reviewer}
     return queue.transition(item_id, reviewer, "accept", state="submitted", to="submitted", values=values, detail=note)

@@ -250,6 +250,16 @@ def test_two_readings_wait_for_a_decision_and_the_taken_one_is_merged(twice: Que
     assert merged(twice) == [("a", 1)]
 
 
+def test_the_reading_that_was_not_taken_is_not_accepted_beside_the_other(twice: Queue) -> None:
+    """Two accepted ones would be neither merged nor waited for."""
+    read_both(twice)
+    resolve(twice, 1, "a", "rita", role="reviewer", reading=2)
+    with pytest.raises(QueueError, match="is read twice; take one of its readings"):
+        accept(twice, twice.item((1, "a", 1)).item_id, "rita", role="reviewer")
+    assert accept(twice, twice.item((1, "a", 2)).item_id, "rita", role="reviewer", note="good").review == "accepted"
+    assert merged(twice) == [("a", 2)]
+
+
 def test_a_decision_is_of_one_round(twice: Queue) -> None:
     read_both(twice)
     twice.fill(2, [QueueEntry(case_id="a", reading=n, organs=("liver",), rank=1) for n in (1, 2)], state="submitted")
