@@ -25,6 +25,7 @@ def test_every_pair_and_organ():
     assert list(scores) == [(f, s, o) for f, s in [("a", "b"), ("a", "reader"), ("b", "reader")] for o in ("ball", "cube")]
     assert scores["a", "b", "ball"].dice == pytest.approx(2 / 3)
     assert scores["a", "b", "ball"].surface_dice == 1  # a voxel of 1 mm away
+    assert compare_makers("c", maps, ORGANS, (1, 1, 1), tolerance_mm=0)[0].surface_dice < 1
     assert scores["a", "b", "cube"].dice == 1
     assert scores["a", "reader", "cube"].dice == 0  # one of them has none
     assert scores["a", "reader", "cube"].surface_dice == 0
@@ -54,6 +55,8 @@ def test_means_are_per_case_first():
     assert (pair.first, pair.second, pair.cases) == ("a", "b", 2)
     assert pair.dice.value == 0.75
     assert pair.surface_dice.value == 0.75
+    (other,) = pair_means([scores[0].model_copy(update={"dice": 0.25, "surface_dice": 0.5})], RULES)
+    assert (other.dice.value, other.surface_dice.value) == (0.25, 0.5)
 
 
 def test_maps_of_two_grids_are_refused():
@@ -72,6 +75,8 @@ def test_false_positive_rate_is_of_cases():
     found = false_positives("cyst", [[4.0, 2.0], [], [6.0], []], RULES)
     assert (found.cases, found.cases_with_any, found.components) == (4, 2, 3)
     assert (found.rate.value, found.median_mm3, found.largest_mm3) == (0.5, 4.0, 6.0)
+    half = false_positives("cyst", [[4.0, 2.0], [], [6.0], []], Rules(confidence=0.5)).rate
+    assert found.rate.low < half.low < 0.5 < half.high < found.rate.high
     none = false_positives("cyst", [[], []], RULES)
     assert (none.rate.value, none.components, none.median_mm3) == (0.0, 0, None)
     assert false_positives("cyst", [], RULES).rate.value is None

@@ -42,6 +42,12 @@ def test_tolerance_is_in_mm_on_every_axis():
     assert surface_dice(a, b, (1.0, 1.0, 5.0), tolerance_mm=9.9) < 0.6
 
 
+def test_a_distance_that_is_the_tolerance_counts_whatever_its_last_bit() -> None:
+    a, b = box((6, 3, 3), (1, 2), (1, 2), (1, 2)), box((6, 3, 3), (4, 5), (1, 2), (1, 2))
+    assert 5 * 0.1 - 2 * 0.1 == 0.3 < 4 * 0.1 - 1 * 0.1
+    assert surface_dice(a, b, (0.1, 1.0, 1.0), tolerance_mm=0.3) == 1
+
+
 def test_areas_weigh():
     """Two thin plates of 10 x 10 and 11 x 10 voxels. Of a face of n x m voxels a piece inside weighs 1, on its rim 1/2, at a
     corner 1/8: 81 + 36 / 2 + 4 / 8 and 90 + 38 / 2 + 4 / 8. Only the new rim, 9 / 2 + 2 / 8, is not near the other plate."""
