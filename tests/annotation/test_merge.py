@@ -179,6 +179,14 @@ def test_edits_that_cancel_out_confirm(organs: Organs) -> None:
     assert (provenance["aorta"].source, provenance["aorta"].revisions) == ("confirmed", ((1, 1), (1, 2)))
 
 
+def test_what_a_neighbor_takes_is_no_change_of_an_organ_that_was_looked_at(organs: Organs) -> None:
+    edits = [edit("liver"), edit("spleen", [0, 1, 1])]
+    labels, provenance = merge_case(row("11002233"), organs, case_id="c", round_index=1, edits=edits)
+    assert digits(labels) == "21002233"
+    assert (provenance["liver"].source, provenance["liver"].overridden_voxels) == ("confirmed", 1)
+    assert provenance["spleen"].source == "revised"
+
+
 def test_looking_at_ground_truth_leaves_it_ground_truth(organs: Organs) -> None:
     _, provenance = merge_case(
         row("1122"),
@@ -254,8 +262,20 @@ def test_a_confirmed_organ_stays_too_and_can_be_revised_later(organs: Organs) ->
 def test_a_revision_of_ground_truth_stays_over_the_ground_truth(organs: Organs) -> None:
     known = {"case_id": "c", "original": row("1111"), "labeled_organs": ["liver"]}
     round_1 = merge_case(row("1122"), organs, round_index=1, edits=[edit("liver", [3, 1, 0])], **known)  # type: ignore[arg-type]
-    labels, _ = merge_case(row("1122"), organs, round_index=2, previous=round_1, **known)  # type: ignore[arg-type]
+    labels, provenance = merge_case(row("1122"), organs, round_index=2, previous=round_1, **known)  # type: ignore[arg-type]
     assert digits(labels) == "1110"
+    assert (provenance["liver"].source, provenance["liver"].round) == ("revised", 1)
+    again = [edit("liver", [0, 1, 0], user="ben", round_index=2)]
+    labels, provenance = merge_case(row("1122"), organs, round_index=2, previous=round_1, edits=again, **known)  # type: ignore[arg-type]
+    assert digits(labels) == "0110"
+    assert (provenance["liver"].users, provenance["liver"].revisions) == (("anna", "ben"), ((1, 1), (2, 1)))
+
+
+def test_an_organ_that_the_set_no_longer_has_is_left_out(organs: Organs) -> None:
+    previous = Provenance(
+        case_id="c", round=1, organs=tuple(OrganProvenance(organ=o, source="revised") for o in ("heart", "liver"))
+    )
+    assert digits(draft_label(row("2200"), None, [], organs, previous=(row("0144"), previous))) == "2100"
 
 
 def test_provenance_survives_json(organs: Organs) -> None:
