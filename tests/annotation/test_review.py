@@ -48,10 +48,11 @@ def test_what_was_sent_back_comes_before_cases_of_a_better_rank(queue: Queue) ->
 
 
 def test_who_may_review(queue: Queue, submitted: WorkItem) -> None:
-    with pytest.raises(QueueError, match="ben is an annotator"):
-        accept(queue, submitted.item_id, "ben", role="annotator")
-    with pytest.raises(QueueError, match="anna annotated this case"):
-        accept(queue, submitted.item_id, "anna", role="reviewer")
+    for user, role, why in (("ben", "annotator", "ben is an annotator"), ("anna", "reviewer", "anna annotated this case")):
+        with pytest.raises(RoleError, match=why):
+            accept(queue, submitted.item_id, user, role=role)  # type: ignore[arg-type]
+        with pytest.raises(RoleError, match=why):
+            reject(queue, submitted.item_id, user, role=role, reason="no")  # type: ignore[arg-type]
     with pytest.raises(QueueError, match="needs a reason"):
         reject(queue, submitted.item_id, "rita", role="reviewer", reason=" ")
     assert queue.item(submitted.item_id) == submitted
@@ -88,6 +89,15 @@ def test_the_share_is_the_same_for_everybody_and_close_to_what_was_asked() -> No
 def test_known_draws_do_not_change_with_the_version() -> None:
     """sha256("second_reader:1:case_N") begins with these bytes; a quarter is below 0x40."""
     assert [n for n in range(12) if is_drawn("second_reader", 1, f"case_{n}", 0.25)] == DRAWN
+
+
+def test_every_round_draws_its_own_second_readers() -> None:
+    names = [f"case_{n}" for n in range(12)]
+    known = {"organs": ("liver",), "rank": 1, "score": 0, "state": "submitted", "user": "anna"}
+    for round_index, drawn in ((1, DRAWN), (2, [n for n in range(12) if is_drawn("second_reader", 2, names[n], 0.25)])):
+        items = [WorkItem(item_id=n, round=round_index, case_id=name, **known) for n, name in enumerate(names)]  # type: ignore[arg-type]
+        assert [item.item_id for item, _ in awaiting(items, second_reader_share=0.25)] == drawn
+    assert drawn != DRAWN
 
 
 def test_a_second_reader_keeps_a_case_from_being_merged_until_it_is_accepted(queue: Queue, submitted: WorkItem) -> None:
@@ -149,6 +159,12 @@ def test_the_share_of_cases_is_listed_twice() -> None:
         ("b", 1, 2),
         ("b", 2, 2),
     ]
+
+
+def test_who_is_read_twice_says_nothing_of_who_gets_a_second_reader() -> None:
+    entries = [QueueEntry(case_id=f"case_{n}", organs=("liver",), rank=n) for n in range(12)]
+    twice = [e.rank for e in with_second_readings(entries, 1, 0.25) if e.reading == 2]
+    assert twice == [n for n in range(12) if is_drawn("double_reading", 1, f"case_{n}", 0.25)] != DRAWN
 
 
 def test_nobody_reads_a_case_twice(twice: Queue) -> None:
