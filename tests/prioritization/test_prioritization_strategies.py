@@ -201,7 +201,8 @@ def test_a_kind_is_of_the_organ_that_is_asked_about_first_and_equals_keep_the_ba
     """Quotients: p 30, q 28/2, r 20, s 14."""
 
     def asked(case_id: str, ml: float, *names: str) -> CaseScores:
-        return case(case_id, *(organ(n, mm3=1000 * ml / len(names), heat=len(names) - i) for i, n in enumerate(names)))
+        made = [organ(n, mm3=1000 * ml / len(names), heat=len(names) - i) for i, n in enumerate(names)]
+        return case(case_id, *(o.model_copy(update={"error": f"of {o.organ}"}) for o in made))
 
     cases = [asked("s", 14, "c"), asked("r", 20, "b", "a"), asked("q", 28, "a"), asked("p", 30, "a", "b")]
     assert order(Diverse(base=AttentionVolume(), alike=0).rank(Scores.of(cases))) == ["p", "r", "q", "s"]
