@@ -109,10 +109,16 @@ def accept(queue: Queue, item_id: int, reviewer: str, *, role: Role, note: str =
 
 
 def reject(queue: Queue, item_id: int, reviewer: str, *, role: Role, reason: str) -> WorkItem:
-    """Send a submitted item back to its annotator; its revisions and its note stay. Raises as `accept`."""
+    """Send a submitted item back to its annotator, also one of two readings; its revisions and its note stay.
+
+    Raises:
+        RoleError, LeaseError: as `accept`.
+        QueueError: no reason, or the case's other reading was taken.
+    """
     if not reason.strip():
         raise QueueError("a rejection needs a reason: the annotator has nothing else to go by")
-    _require_second_person(queue, item_id, reviewer, role)
+    if _require_second_person(queue, item_id, reviewer, role).review == "superseded":
+        raise QueueError("the case's other reading was taken; nothing waits for this one")
     values = {"review": "rejected", "reviewer": reviewer}
     return queue.transition(item_id, reviewer, "reject", state="submitted", to="waiting", values=values, detail=reason)
 

@@ -131,7 +131,7 @@ def ratio(part: float, whole: float) -> float | None:
 
 
 def _covered(own: Mask, other: Mask, min_voxels: float, min_overlap: float) -> tuple[int, int, int, int]:
-    """How many regions of `own` are large enough, how many of those `other` covers by more than `min_overlap`, or touches; and the
+    """How many regions of `own` are large enough, how many of those `other` covers by `min_overlap` or more, or touches; and the
     voxels of the former, and of those that are not covered."""
     labels, count = regions_of(own)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]

@@ -43,8 +43,8 @@ class TopCaseNeedsNone(Schema):
 
     Args:
         max_revised_share: of the labeled voxels; 0.001 is 0.1 %, of the order of a Dice of 0.9995.
-        max_audit_bound: what the audit's bound on the share of unqueried cases with an error must be below as well; None asks for
-            no audit.
+        max_audit_bound: what the audit's bound on the share of unqueried cases with an error may be at most; None asks for no
+            audit.
     """
 
     rule: Literal["top_case_needs_none"] = "top_case_needs_none"

@@ -326,3 +326,12 @@ def test_peek_says_what_comes_after_what_is_held(twice: Queue) -> None:
     twice.next("anna")
     assert (peek("anna"), peek("ben")) == (("b", 1), ("a", 2))
     assert [i.state for i in twice.items(1)] == ["leased", "waiting", "waiting"]  # nothing was taken
+
+
+def test_the_reading_that_was_not_taken_is_not_sent_back_either(twice: Queue) -> None:
+    """Its annotator would do again what nobody waits for; the taken one may still be sent back."""
+    read_both(twice)
+    resolve(twice, 1, "a", "rita", role="reviewer", reading=2)
+    with pytest.raises(QueueError, match="the case's other reading was taken"):
+        reject(twice, twice.item((1, "a", 1)).item_id, "rita", role="reviewer", reason="no")
+    assert reject(twice, twice.item((1, "a", 2)).item_id, "rita", role="reviewer", reason="the dome").state == "waiting"
