@@ -290,8 +290,16 @@ def _experiment(client: "MlflowClient", campaign: Campaign) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    location = None if campaign.tracking.uri else campaign.open_workspace().mlflow_artifacts.as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+    return str(client.create_experiment(name, artifact_location=_artifact_location(campaign)))
+
+
+def _artifact_location(campaign: Campaign) -> str | None:
+    """In the workspace, or beside an SQLite file that lies elsewhere. A server knows a place itself; without one MLflow would take
+    ./mlruns of wherever the job runs."""
+    if campaign.tracking.uri is None:
+        return campaign.open_workspace().mlflow_artifacts.as_uri()
+    file = campaign.tracking.uri.removeprefix("sqlite:///")
+    return Path(file).absolute().with_name("mlartifacts").as_uri() if file != campaign.tracking.uri else None
 
 
 def _client(uri: str) -> "MlflowClient":

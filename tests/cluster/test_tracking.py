@@ -171,6 +171,20 @@ def test_everything_lies_in_the_workspace(campaign: Campaign, client: Any, store
     assert not (store / "tracking_backlog.jsonl").exists()
 
 
+def test_files_lie_beside_a_store_that_several_campaigns_share(
+    campaign: Campaign, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in ./mlruns of wherever the job was started."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shared.svg").write_text("<svg/>")
+    tracking = {"uri": campaign.tracking_uri, "experiment": "shared"}
+    other = Campaign.model_validate({**CAMPAIGN, "workspace": str(tmp_path / "workspace"), "tracking": tracking})
+    with step_run(other, 0, "prioritize") as run:
+        run.artifact(tmp_path / "shared.svg")
+    assert list((store / "mlartifacts").rglob("shared.svg"))
+    assert not (tmp_path / "mlruns").exists()
+
+
 # --- a server that is away ------------------------------------------------------------------------------------------
 
 
