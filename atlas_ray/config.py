@@ -86,7 +86,7 @@ class Tracking(Schema):
     """Where MLflow keeps the story.
 
     Args:
-        uri: of a tracking server; None is a SQLite file in the workspace.
+        uri: of a tracking server, or "sqlite:////absolute/mlflow.db"; None is a SQLite file in the workspace.
         experiment: name; None is the campaign's.
     """
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 log = logging.getLogger(__name__)
-CHATTY_S, QUIET_S = 2.0, 60.0  # a log gets a line every tenth of the way, but not within the first, and at least one in the second
+CHATTY_S, QUIET_S = 2.0, 60.0  # a log gets a line every tenth of the way, the former apart at least, and the latter at most
 
 
 class Advance(Protocol):

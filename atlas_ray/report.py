@@ -61,11 +61,11 @@ def next_commands(campaign: Campaign, config: str, result: RoundResult) -> list[
         lines.append(f"{annotation.open} cases wait for an annotator, {annotation.to_review} for a reviewer; then run this again")
     if result.stop is not None:
         lines.append(f"stop rule: {'met' if result.stop.met else 'not met'} ({result.stop.reason})")
-    store = campaign.tracking.uri or f"--backend-store-uri {campaign.tracking_uri}"
+    store = campaign.tracking_uri
     mlflow = (
-        f"open {without_passwords(campaign.tracking.uri)} in a browser"
-        if campaign.tracking.uri
-        else f"mlflow server {store} --port 5000"
+        f"mlflow server --backend-store-uri {store} --port 5000"
+        if store.startswith("sqlite:")
+        else f"open {without_passwords(store)} in a browser"
     )
     lines += [
         f"annotate or look:  python -m ui {campaign.workspace} --round {result.round} --no-auth",

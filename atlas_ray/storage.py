@@ -558,7 +558,9 @@ def kept_local(path: Path, cache: Path | None = None, *, may_change: bool = Fals
     if isinstance(path, Path):
         return path
     where = str(path)
-    seen = where + "".join(f"\n{file} {file.stat()}" for file in (_files(path) if may_change else ()))
+    seen = where + (
+        "".join(f"\n{file} {stat}" for file, stat in sorted([(path, path.stat()), *path.stats()])) if may_change else ""
+    )
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas_ray" / "buckets"
     kept = folder / hashlib.sha256(seen.encode()).hexdigest()[:24] / Path(where).name
     if not kept.exists():
@@ -567,19 +569,14 @@ def kept_local(path: Path, cache: Path | None = None, *, may_change: bool = Fals
     return kept
 
 
-def _files(path: Any) -> list[Any]:
-    """An object itself, or those below a prefix. Raises FileNotFoundError where there is none."""
-    found = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and f.name != MARKER)
-    if not found:
-        raise FileNotFoundError(str(path))
-    return found
-
-
 def _fetched(path: Any, target: Path) -> Path:
     if path.is_file():
         path.download(target)
         return target
-    for file in _files(path):
+    found = [file for file in path.rglob("*") if file.is_file() and file.name != MARKER]
+    if not found:
+        raise FileNotFoundError(str(path))
+    for file in found:
         inside = target / file.relative_to(path)
         inside.parent.mkdir(parents=True, exist_ok=True)
         file.download(inside)

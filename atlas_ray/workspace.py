@@ -399,9 +399,11 @@ class Workspace:
         return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
     def newest_round(self) -> int:
-        """The last one with a step of its own that was not given up: a round ends by predicting the next one's holdout."""
+        """The last one with a step or a priority list of its own that was not given up: a round ends by predicting the next one's
+        holdout, and jobs that are run one by one record no steps."""
         states = {r: self.round_state(r) for r in self.rounds()}
-        return max((r for r, s in states.items() if (s.started or s.finished) and not s.abandoned), default=0)
+        own = (r for r, s in states.items() if s.started or s.finished or self.priority_csv(r).exists())
+        return max((r for r in own if not states[r].abandoned), default=0)
 
     def round_state(self, round_index: int) -> RoundState:
         path = self.state(round_index)

@@ -41,7 +41,9 @@ def main() -> None:
         about = f"`python benchmarks/{name}.py` on {machine()}; {time.strftime('%Y-%m-%d')}"
         sections[name] = f"{about}\n{result.stdout.rstrip()}\n"
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(HEAD + "".join(f"\n## {key}\n\n{sections[key]}" for key in sorted(sections)))
+        PAGE.write_text(
+            HEAD + "".join(f"\n## {key}\n\n{sections[key]}" for key in sorted(sections) if key in scripts or key in BY_HAND)
+        )
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

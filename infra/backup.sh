@@ -4,7 +4,7 @@
 # Restoring is copying it back (docs/operations.md). Left out: what is computed again by itself, and programs' locks.
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 WORKSPACE COPY [DATABASE ...]" >&2; exit 2; }
-workspace=$1 copy=$2
+workspace=$1 copy=${2%/}
 shift 2
 [ -f "$workspace/manifest.jsonl" ] || { echo "$workspace is no workspace: it has no manifest.jsonl" >&2; exit 1; }
 [ ! -e "$copy" ] || { echo "$copy exists; a new place is needed" >&2; exit 1; }
@@ -12,8 +12,9 @@ for database; do
   [ -f "$database" ] || { echo "$database is no file" >&2; exit 1; }
 done
 umask 077
-rm -rf "$copy.partial" # of one that was stopped
-mkdir -p "$copy.partial"
+mkdir -p "$(dirname "$copy")"
+mkdir "$copy.partial" || { echo "another backup goes there, or was killed: then remove $copy.partial" >&2; exit 1; }
+trap 'rm -rf "$copy.partial"' EXIT
 
 # Databases first: the files only grow, so whatever a revision speaks of is in the copy. SQLite's own way, not a copy of its files:
 # a file copied while somebody writes is no database.

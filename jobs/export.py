@@ -14,6 +14,7 @@ from atlas_ray.release.deidentify import load_pseudonyms
 from atlas_ray.release.export import release
 from atlas_ray.release.layouts import LAYOUTS, choose_layout
 from atlas_ray.release.plan import plan_release
+from atlas_ray.workspace import Workspace
 
 LayoutOption = Annotated[str, typer.Option("--layout", help=f"One of {', '.join(LAYOUTS)}.")]
 ImagesOption = Annotated[
@@ -23,7 +24,7 @@ DeidentifyOption = Annotated[
     bool, typer.Option("--deidentify", help="Pseudonyms for case ids and, in DICOM, for patients and UIDs; dates and names go.")
 ]
 KnownRoundOption = Annotated[
-    int | None, typer.Option("--round", min=0, help="What is known from rounds 0 to this one; default: the newest that was begun.")
+    int | None, typer.Option("--round", min=0, help="What is known from rounds 0 to this one; default: the newest there is.")
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help="Where the release goes; without it, the round's folder.")
@@ -44,7 +45,7 @@ def main(
     campaign = open_campaign(config, set_, dry_run=dry_run)
     pseudonyms = load_pseudonyms(campaign.open_workspace().pseudonym_key, keep=not dry_run) if deidentify else None
     chosen = choose_layout(layout, images, pseudonyms)
-    known = campaign.open_workspace().newest_round() if round_ is None else round_
+    known = newest_known_round(campaign.open_workspace()) if round_ is None else round_
     organs = campaign.load_organs()
     planned, unknown = plan_release(campaign, known, pseudonyms)
     left_out = [(p.case.case_id, why) for p in planned if (why := chosen.refusal(p, organs))]
@@ -59,6 +60,11 @@ def main(
         report = release(campaign, planned, folder, layout=chosen, progress=advance)
     left_out += [(q.case_id, q.reason) for q in report.failed]
     print_table(f"{len(report.cases)} cases in {folder}, {report.skipped} unchanged", ("left out", "reason"), left_out)
+
+
+def newest_known_round(workspace: Workspace) -> int:
+    """The last one that something was written of and that was not given up; 0 before the first."""
+    return max((r for r in workspace.rounds() if not workspace.round_state(r).abandoned), default=0)
 
 
 if __name__ == "__main__":

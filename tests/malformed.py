@@ -35,7 +35,7 @@ from atlas_ray.exceptions import CaseError, ConfigError
 from atlas_ray.organs import load_organs
 from atlas_ray.volume import read_volume
 
-SLOWEST_S = 5.0  # of processor time, which other processes do not take; what waits forever ends with the test's own limit
+SLOWEST_S = 5.0  # of processor time, which other processes do not take; a wait without end is for pytest's limit
 Rng = np.random.Generator
 
 

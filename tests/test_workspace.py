@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas_ray.exceptions import WorkspaceError
-from atlas_ray.records import Case, CaseScores, Quarantined
+from atlas_ray.records import Case, CaseScores, Quarantined, RoundState
 from atlas_ray.storage import new_folder, remove, write_atomically
 from atlas_ray.workspace import Workspace, read_lines, scores_in, seal, write_lines
 
@@ -258,3 +258,14 @@ def test_finished_steps_add_up(workspace: Workspace) -> None:
     workspace.finish_step(1, "train", "2026-01-01T00:00:00Z")
     workspace.finish_step(1, "predict", "2026-01-02T00:00:00Z")
     assert workspace.finished_steps(1) == {"train": "2026-01-01T00:00:00Z", "predict": "2026-01-02T00:00:00Z"}
+
+
+def test_the_newest_round_is_one_with_work_of_its_own(workspace: Workspace) -> None:
+    assert workspace.newest_round() == 0
+    workspace.finish_step(0, "predict", "2026-01-01T00:00:00Z")
+    workspace.predictions(1).mkdir(parents=True)  # round 0 ends by predicting the next one's holdout
+    assert workspace.newest_round() == 0
+    write_atomically(workspace.priority_csv(1), "")  # jobs that are run one by one record no steps
+    assert workspace.newest_round() == 1
+    workspace.write_round_state(1, RoundState(abandoned="2026-01-02T00:00:00Z"))
+    assert workspace.newest_round() == 0

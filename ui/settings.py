@@ -56,7 +56,8 @@ def find_campaign(path: Path) -> tuple[Workspace, Settings]:
     if not (root := _read(path).get("workspace")):
         raise ConfigError(f"{path} has no key 'workspace'; it names the campaign's folder")
     workspace, given = Workspace(root), read_settings(path)
-    return workspace, replace(given, organs=read_settings(workspace.config).organs or given.organs)
+    used = _read(workspace.config).get("organs") if workspace.config.is_file() else None
+    return workspace, replace(given, organs=used or given.organs)
 
 
 def read_settings(path: Path) -> Settings:
@@ -68,7 +69,7 @@ def read_settings(path: Path) -> Settings:
         annotation = Annotation.model_validate(config.get("annotation") or {})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{path}: annotation.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigError(f"{path}: {'.'.join(map(str, ('annotation', *first['loc'])))}: {first['msg']}") from error
     return Settings(config.get("organs"), annotation, (config.get("tracking") or {}).get("uri"))
 
 

@@ -102,7 +102,9 @@ def accept(queue: Queue, item_id: int, reviewer: str, *, role: Role, note: str =
         QueueError: the case is read twice and not decided, or its other reading was taken.
     """
     item = _require_second_person(queue, item_id, reviewer, role)
-    if item.review == "superseded" or item.case_id in _read_twice(queue.readings(item.round, item.case_id)):
+    if item.review == "superseded":
+        raise QueueError("the case's other reading was taken; take this one instead to change that")
+    if item.case_id in _read_twice(queue.readings(item.round, item.case_id)):
         raise QueueError(f"case {item.case_id} is read twice; take one of its readings instead of accepting one")
     values = {"review": "accepted", "reviewer": reviewer}
     return queue.transition(item_id, reviewer, "accept", state="submitted", to="submitted", values=values, detail=note)

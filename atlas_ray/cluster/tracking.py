@@ -294,8 +294,8 @@ def _experiment(client: "MlflowClient", campaign: Campaign) -> str:
 
 
 def _artifact_location(campaign: Campaign) -> str | None:
-    """In the workspace, or beside an SQLite file that lies elsewhere. A server knows a place itself; without one MLflow would take
-    ./mlruns of wherever the job runs."""
+    """In the workspace, or beside an SQLite file that lies elsewhere, where MLflow would take ./mlruns of wherever the job runs.
+    None leaves it to the server."""
     if campaign.tracking.uri is None:
         return campaign.open_workspace().mlflow_artifacts.as_uri()
     file = campaign.tracking.uri.removeprefix("sqlite:///")

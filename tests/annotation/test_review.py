@@ -270,7 +270,7 @@ def test_the_reading_that_was_not_taken_is_not_accepted_beside_the_other(twice: 
     """Two accepted ones would be neither merged nor waited for."""
     read_both(twice)
     resolve(twice, 1, "a", "rita", role="reviewer", reading=2)
-    with pytest.raises(QueueError, match="is read twice; take one of its readings"):
+    with pytest.raises(QueueError, match="the case's other reading was taken"):
         accept(twice, twice.item((1, "a", 1)).item_id, "rita", role="reviewer")
     assert accept(twice, twice.item((1, "a", 2)).item_id, "rita", role="reviewer", note="good").review == "accepted"
     assert merged(twice) == [("a", 2)]

@@ -73,6 +73,9 @@ def test_a_copy_is_whole_or_absent(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "here")
     (tmp_path / "copy").mkdir()
     assert "exists" in backup(workspace.root, tmp_path / "copy").stderr
+    (tmp_path / "next.partial").mkdir()
+    assert "another backup goes there, or was killed" in backup(workspace.root, tmp_path / "next").stderr
+    assert (tmp_path / "next.partial").exists(), "it may be at work"
 
 
 def test_a_database_outside_the_workspace_is_copied_too(tmp_path: Path) -> None:
@@ -89,6 +92,7 @@ def test_a_database_outside_the_workspace_is_copied_too(tmp_path: Path) -> None:
     twin.parent.mkdir()
     shutil.copy(database, twin)
     assert "two databases are called annotation.db" in backup(workspace.root, tmp_path / "other", twin).stderr
+    assert not list(tmp_path.glob("other*")), "a failure leaves nothing behind"
 
 
 def test_the_sizing_table_is_the_scripts() -> None:

@@ -43,6 +43,7 @@ def cluster_of(found: dict[str, Any]) -> dict[str, Any]:
 
 def pods() -> list[tuple[str, dict[str, Any]]]:
     deployments = [(name, found["spec"]["template"]["spec"]) for name, found in DOCUMENTS if found["kind"] == "Deployment"]
+    deployments += [(name, found["spec"]) for name, found in DOCUMENTS if found["kind"] == "Pod"]
     groups = [(name, [cluster_of(found)["headGroupSpec"], *cluster_of(found)["workerGroupSpecs"]]) for name, found in RAY]
     return deployments + [(name, group["template"]["spec"]) for name, members in groups for group in members]
 

@@ -22,7 +22,7 @@ from atlas_ray.annotation.merge import OrganProvenance, Provenance
 from atlas_ray.config import Campaign
 from atlas_ray.exceptions import AtlasError, ConfigError, WorkspaceError
 from atlas_ray.organs import load_organs
-from atlas_ray.records import Case
+from atlas_ray.records import Case, RoundState
 from atlas_ray.release.deidentify import Pseudonyms, load_pseudonyms
 from atlas_ray.release.dicom_seg import DicomSeg
 from atlas_ray.release.export import ReleaseReport, release
@@ -31,6 +31,7 @@ from atlas_ray.release.layouts import choose_layout
 from atlas_ray.release.plan import OrganSource, plan_release
 from atlas_ray.volume import Volume, read_volume, write_volume
 from atlas_ray.workspace import file_sha256, write_lines
+from jobs.export import newest_known_round
 
 ORGANS = load_organs("abdomenatlas_1_0")
 SHAPE = (12, 10, 6)
@@ -427,6 +428,16 @@ def test_it_goes_when_its_record_is_not_as_planned(
 def test_a_layout_that_is_none_says_what_is_allowed(name: str, images: str | None, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         choose_layout(name, images)
+
+
+def test_without_a_round_the_newest_that_was_not_given_up_is_released(campaign: Campaign) -> None:
+    """Also of jobs that were run one by one, which record no steps."""
+    workspace = campaign.open_workspace()
+    assert newest_known_round(workspace) == 0
+    for r in (1, 2):
+        workspace.predictions(r).mkdir(parents=True)
+    workspace.write_round_state(2, RoundState(abandoned="2026-01-02T00:00:00Z"))
+    assert newest_known_round(workspace) == 1
 
 
 # --- nnU-Net ---------------------------------------------------------------------------------------------------------
