@@ -557,12 +557,11 @@ def kept_local(path: Path, cache: Path | None = None, *, may_change: bool = Fals
     """
     if isinstance(path, Path):
         return path
-    where = str(path)
-    seen = where + (
-        "".join(f"\n{file} {stat}" for file, stat in sorted([(path, path.stat()), *path.stats()])) if may_change else ""
-    )
+    seen = [str(path)]
+    if may_change:
+        seen += [f"{file} {stat}" for file, stat in sorted([(path, path.stat()), *path.stats()])]
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas_ray" / "buckets"
-    kept = folder / hashlib.sha256(seen.encode()).hexdigest()[:24] / Path(where).name
+    kept = folder / hashlib.sha256("\n".join(seen).encode()).hexdigest()[:24] / path.name
     if not kept.exists():
         with new_folder(kept.parent) as partial:
             _fetched(path, partial / kept.name)

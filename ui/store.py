@@ -481,9 +481,7 @@ def _is_served_as_it_lies(path: Path) -> bool:
 def newest_round(workspace: Workspace) -> int:
     """The newest round with a priority list, else with a prediction, else with labels to review: a round ends by predicting the
     next one's holdout, and nobody annotates that. Raises WorkspaceError where nothing is predicted and nothing queued."""
-    rounds = [0]
-    while workspace.round(rounds[-1]).exists():
-        rounds.append(rounds[-1] + 1)
+    rounds = workspace.rounds()
     for is_ready in (lambda r: workspace.priority_csv(r).exists(), workspace.predicted, workspace.finished_steps):
         ready = [r for r in rounds if is_ready(r)]
         if ready:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 KEY_TAG = "atlas_ray.key"
+SQLITE = "sqlite:///"
 TABLES_TAG = "mlflow.loggedArtifacts"  # MLflow's own: which artifacts are tables
 log = logging.getLogger(__name__)
 
@@ -294,12 +295,12 @@ def _experiment(client: "MlflowClient", campaign: Campaign) -> str:
 
 
 def _artifact_location(campaign: Campaign) -> str | None:
-    """In the workspace, or beside an SQLite file that lies elsewhere, where MLflow would take ./mlruns of wherever the job runs.
-    None leaves it to the server."""
-    if campaign.tracking.uri is None:
-        return campaign.open_workspace().mlflow_artifacts.as_uri()
-    file = campaign.tracking.uri.removeprefix("sqlite:///")
-    return Path(file).absolute().with_name("mlartifacts").as_uri() if file != campaign.tracking.uri else None
+    """Beside the store where that is an SQLite file, so by default in the workspace: MLflow would take ./mlruns of wherever the job
+    runs. None leaves it to the server."""
+    if not campaign.tracking_uri.startswith(SQLITE):
+        return None
+    store = Path(campaign.tracking_uri.removeprefix(SQLITE)).absolute()
+    return store.with_name(campaign.open_workspace().mlflow_artifacts.name).as_uri()
 
 
 def _client(uri: str) -> "MlflowClient":
